@@ -1,0 +1,22 @@
+"""Products with the loss Hessian, its outer-product and its functional part."""
+
+from lightning_hessrank.operators.base import DenseOperator, SymmetricOperator
+from lightning_hessrank.operators.loss import (
+    Evaluation,
+    LossCurvature,
+    LossFunction,
+    LossTerm,
+    NonFiniteError,
+    OutputsUnknownError,
+)
+
+__all__ = [
+    "DenseOperator",
+    "Evaluation",
+    "LossCurvature",
+    "LossFunction",
+    "LossTerm",
+    "NonFiniteError",
+    "OutputsUnknownError",
+    "SymmetricOperator",
+]

@@ -1,0 +1,202 @@
+"""Frozen results: what was measured or bounded, how sure it is, and what it cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor
+
+from lightning_hessrank.tolerance import check_rtol, numerical_rank
+
+Part = Literal["total", "outer", "functional"]
+Method = Literal["dense", "sketch", "lanczos"]
+BoundKind = Literal["closed-form", "generic", "patch", "batch"]
+
+PARTS: tuple[Part, ...] = ("total", "outer", "functional")
+
+
+class BoundNotAvailableError(ValueError):
+    """No bound can be given for this network; the message names the layer and the reason."""
+
+
+@dataclass(frozen=True, eq=False)
+class RankEstimate:
+    """Numerical rank of a loss Hessian, or of one of its parts.
+
+    The rank is the number of eigenvalues beyond ``tolerance = rtol * max|λ|``; it means nothing
+    without ``rtol`` and ``method``.
+    """
+
+    rank: int | float
+    """``int`` from dense and sketch, ``float`` from lanczos; ``nan`` where the loss or its Hessian
+    was not finite."""
+    std_error: float
+    """Standard error over probes; 0.0 where the count is exact."""
+    rtol: float
+    """Relative cut-off."""
+    tolerance: float
+    """Absolute cut-off, in units of the Hessian's eigenvalues."""
+    gap: float | None
+    """``abs(λ_r) / abs(λ_{r+1})`` at the cut; ``inf`` at full rank; ``None`` where unknown."""
+    method: Method
+    num_parameters: int
+    num_products: int
+    """Hessian-vector products spent."""
+    seconds: float
+    """Wall time spent."""
+    part: Part = "total"
+    eigenvalues: Tensor | None = field(default=None, repr=False)
+    """Shape ``(num_parameters,)``, float64, ascending (dense), else ``None``."""
+    counts: Mapping[float, float] = field(default_factory=dict, repr=False)
+    """Relative tolerance -> count, at the tolerances that the method resolved."""
+
+    def rank_at(self, rtol: float) -> int | float:
+        """Return the count beyond another relative tolerance.
+
+        Raises:
+            ValueError: ``rtol`` is outside ``[0, 1)``, or the method cannot know the count there.
+        """
+        rtol = check_rtol(rtol)
+        if self.eigenvalues is not None:
+            return numerical_rank(self.eigenvalues, rtol).rank
+        if math.isclose(rtol, self.rtol, rel_tol=1e-9, abs_tol=0.0):
+            return self.rank
+        for known, count in self.counts.items():
+            if math.isclose(rtol, known, rel_tol=1e-9, abs_tol=0.0):
+                return count
+        resolved = ", ".join(f"{t:.3g}" for t in sorted({self.rtol, *self.counts}, reverse=True))
+        raise ValueError(
+            f"the {self.method} method knows the count at rtol {resolved} only, not at {rtol:.3g}; "
+            "pass that rtol to the measurement, or use method='dense'"
+        )
+
+
+@dataclass(frozen=True)
+class LayerBound:
+    """Contribution of one layer to a rank bound."""
+
+    name: str
+    """Qualified name of the module that owns the layer's weight."""
+    num_parameters: int
+    """Trainable parameters of the layer."""
+    functional: int
+    """Bound on the rank of the layer's column block of the functional Hessian (linear bounds), or
+    of the full Hessian (batch bound)."""
+
+
+@dataclass(frozen=True)
+class RankBound:
+    """Upper bound on the rank of a loss Hessian and of its two parts.
+
+    ``str(bound)`` is a table to read.
+    """
+
+    total: int
+    outer: int | None
+    """``None`` where the bound has no such split (batch bound)."""
+    functional: int | None
+    layers: tuple[LayerBound, ...]
+    num_parameters: int
+    kind: BoundKind
+    is_theorem: bool
+    """Whether it holds for this very network, not only for its linear surrogate."""
+    reason: str
+    """One sentence: why it holds, or why it is a reference line only."""
+
+    def __str__(self) -> str:
+        """Table of the layers and totals."""
+        return format_bound(self)
+
+
+@dataclass(frozen=True)
+class LayerRank:
+    """Rank of one layer's diagonal block of the Hessian."""
+
+    rank: int | float
+    num_parameters: int
+    bound: int | None = None
+    """Linear bound on the rank of the layer's block, where there is one."""
+
+
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """Everything that one measurement of a run found: what is logged, drawn and remembered."""
+
+    step: int
+    """``trainer.global_step``: optimiser steps done."""
+    epoch: int
+    total: RankEstimate
+    outer: RankEstimate | None = None
+    functional: RankEstimate | None = None
+    bound: RankBound | None = None
+    """Linear bound: of the linear surrogate on the reference data."""
+    batch_bound: RankBound | None = None
+    layers: Mapping[str, LayerRank] = field(default_factory=dict)
+    loss: float = math.nan
+    """Loss on the reference data, at the measured weights."""
+    seconds: float = 0.0
+    """Wall time of the whole measurement."""
+    overhead: float = 0.0
+    """Share of the wall time since the start of training that went into measuring, in [0, 1]."""
+    skipped: int = 0
+    """Measurements that the time budget has left out so far."""
+
+    def record(self) -> dict[str, Any]:
+        """Return the plain dict kept in ``monitor.history``: builtin types only."""
+        total, bound = self.total, self.bound
+        record: dict[str, Any] = {
+            "step": self.step,
+            "epoch": self.epoch,
+            "rank": total.rank,
+            "num_parameters": total.num_parameters,
+            "method": total.method,
+            "rtol": total.rtol,
+            "tolerance": total.tolerance,
+            "counts": dict(total.counts),
+            "gap": total.gap,
+            "std_error": total.std_error,
+            "loss": self.loss,
+            "seconds": self.seconds,
+            "overhead": self.overhead,
+            "skipped": self.skipped,
+        }
+        for name, estimate in (("outer", self.outer), ("functional", self.functional)):
+            if estimate is not None:
+                record[f"rank_{name}"] = estimate.rank
+        if bound is not None:
+            record["bound"] = bound.total
+            record["bound_outer"] = bound.outer
+            record["bound_functional"] = bound.functional
+            record["bound_is_theorem"] = bound.is_theorem
+            record["rank_over_bound"] = total.rank / bound.total if bound.total else math.nan
+        if self.batch_bound is not None:
+            record["batch_bound"] = self.batch_bound.total
+        if self.layers:
+            record["layers"] = {
+                name: {"rank": x.rank, "num_parameters": x.num_parameters, "bound": x.bound}
+                for name, x in self.layers.items()
+            }
+        return record
+
+
+def format_bound(bound: RankBound) -> str:
+    """Lay out a bound as an aligned plain-text table."""
+    per_layer = "block of H" if bound.functional is None else "functional"
+    rows = [("layer", "parameters", per_layer)]
+    rows += [(x.name, f"{x.num_parameters:,}", f"{x.functional:,}") for x in bound.layers]
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+
+    def line(row: tuple[str, str, str]) -> str:
+        return f"{row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:>{widths[2]}}"
+
+    rule = "-" * (sum(widths) + 4)
+    validity = "theorem" if bound.is_theorem else "reference line"
+    title = f"Rank bound of the loss Hessian ({bound.kind}, {validity})"
+    sums = [("total", bound.total), ("outer-product", bound.outer)]
+    sums += [("functional", bound.functional), ("parameters", bound.num_parameters)]
+    totals = [f"{name:<14}{value:>12,}" for name, value in sums if value is not None]
+    body = [line(rows[0]), rule, *map(line, rows[1:])]
+    return "\n".join([title, "", *body, "", *totals, "", bound.reason])
