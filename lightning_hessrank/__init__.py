@@ -1,3 +1,28 @@
 """The rank of the loss Hessian of a live network, beside the bound its architecture implies."""
 
+from typing import TYPE_CHECKING, Any
+
+from lightning_hessrank.rank import hessian_rank
+from lightning_hessrank.results import BoundNotAvailableError, RankBound, RankEstimate
+
+if TYPE_CHECKING:
+    from lightning_hessrank.callback import HessianRankMonitor
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "BoundNotAvailableError",
+    "HessianRankMonitor",
+    "RankBound",
+    "RankEstimate",
+    "hessian_rank",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the callback, and with it Lightning, on first use only."""
+    if name == "HessianRankMonitor":
+        from lightning_hessrank.callback import HessianRankMonitor
+
+        return HessianRankMonitor
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -206,21 +206,17 @@ def _batched_vjp(
 ) -> list[Tensor]:
     """``cotangentsᵀ · ∂outputs/∂inputs`` for cotangents with a leading batch dimension."""
     differentiable = [(y, v) for y, v in zip(outputs, cotangents, strict=True) if y.requires_grad]
+    k = cotangents[0].shape[0]
     if not differentiable:
-        k = cotangents[0].shape[0]
         return [x.new_zeros(k, *x.shape) for x in inputs]
     ys, vs = zip(*differentiable, strict=True)
-    return list(
-        torch.autograd.grad(
-            ys,
-            inputs,
-            vs,
-            retain_graph=True,
-            allow_unused=True,
-            materialize_grads=True,
-            is_grads_batched=True,
-        )
+    grads = torch.autograd.grad(
+        ys, inputs, vs, retain_graph=True, allow_unused=True, is_grads_batched=True
     )
+    # Not materialize_grads: its zeros would lack the batch dimension.
+    return [
+        x.new_zeros(k, *x.shape) if g is None else g for g, x in zip(grads, inputs, strict=True)
+    ]
 
 
 def _check_finite(evaluation: Evaluation) -> None:

@@ -1,0 +1,111 @@
+"""The subject of a measurement: a network's loss on reference data, as a function of parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_hessrank.live.batch import batch_size, cast_batch
+from lightning_hessrank.live.isolation import differentiable_twice, frozen_rng
+from lightning_hessrank.live.shadow import release, scratch_buffers, shadow_copy
+from lightning_hessrank.live.step import Step, StepResult
+from lightning_hessrank.operators import Evaluation, LossFunction, LossTerm
+
+
+class Subject:
+    """A shadow copy of a network together with the data and the step that give its loss.
+
+    The live module is read once, at construction; nothing done here reaches it.
+
+    Args:
+        module: the live module.
+        batches: what ``step`` takes, one or more; weighted by their numbers of samples.
+        step: gives the loss of one batch.
+        dtype: in which everything is computed.
+        training: mode of the copy; ``None`` keeps the mode of every submodule as it is.
+        seed: of the randomness inside the step; every evaluation draws the same numbers.
+        trainer: a Lightning trainer that the step may read.
+
+    Raises:
+        ValueError: no parameter requires gradients, or no data.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        batches: Sequence[Any],
+        step: Step,
+        *,
+        dtype: torch.dtype = torch.float64,
+        training: bool | None = None,
+        seed: int = 0,
+        trainer: Any = None,
+    ) -> None:
+        if not batches:
+            raise ValueError("there is no reference data: pass at least one batch")
+        if not any(p.requires_grad for p in module.parameters()):
+            raise ValueError(
+                f"{type(module).__name__} has no parameters that require gradients, so there is no "
+                "Hessian to measure; unfreeze some, or remove the monitor"
+            )
+        device = _measuring_device(module)
+        self.sizes = [batch_size(batch) for batch in batches]
+        self.batches = [cast_batch(batch, dtype, device) for batch in batches]
+        self.dtype = dtype
+        self._step = step
+        self._seed = seed
+        self.shadow = shadow_copy(module, dtype=dtype, device=device, trainer=trainer)
+        if training is not None:
+            self.shadow.train(training)
+        named = self.shadow.named_parameters()
+        self.parameters: dict[str, Tensor] = {n: p for n, p in named if p.requires_grad}
+
+    @property
+    def num_parameters(self) -> int:
+        """Trainable parameters."""
+        return sum(x.numel() for x in self.parameters.values())
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in all batches."""
+        return sum(self.sizes)
+
+    def evaluate(self, batch: Any) -> StepResult:
+        """Run the step on one (cast) batch; the same value at every call."""
+        with ExitStack() as stack:
+            stack.enter_context(frozen_rng(self._seed))
+            stack.enter_context(differentiable_twice(self.dtype))
+            stack.enter_context(scratch_buffers(self.shadow))
+            result = self._step(self.shadow, batch)
+        if result.loss.dtype != self.dtype:
+            raise TypeError(
+                f"the loss came out in {result.loss.dtype} although all weights and data are "
+                f"{self.dtype}: something in the step casts down (.float(), .half(), a float32 "
+                "constant given to a loss function); remove it, or pass loss_fn=..."
+            )
+        return result
+
+    def loss_function(self) -> LossFunction:
+        """Return the mean loss over all batches as a function of the trainable parameters."""
+        terms = [
+            LossTerm(size / self.num_samples, lambda batch=batch: self._evaluation(batch))  # type: ignore[misc]
+            for size, batch in zip(self.sizes, self.batches, strict=True)
+        ]
+        return LossFunction(self.parameters, terms)
+
+    def _evaluation(self, batch: Any) -> Evaluation:
+        loss, outputs = self.evaluate(batch)
+        return Evaluation(loss, tuple(output.tensor for output in outputs))
+
+    def release(self) -> None:
+        """Free the copy's memory now."""
+        release(self.shadow)
+
+
+def _measuring_device(module: nn.Module) -> torch.device:
+    device = next(module.parameters()).device
+    return torch.device("cpu") if device.type == "mps" else device  # MPS has no float64
