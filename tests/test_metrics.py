@@ -24,7 +24,6 @@ from lightning_hessrank.operators import DenseOperator
 from lightning_hessrank.results import PARTS
 from tests.metric_processes import accumulate, batches, mlp
 
-
 # `6-5-4-3` without biases, MSE, enough data, by the closed form of arXiv 2106.16225:
 # q = s = 3, M = 9: outer 3·(6+3-3) = 18; functional 2·3·9 + 2·3·3 - 3·9 = 45;
 # total 18 + 45 + 3·(3-6) = 54, of p = 62.
