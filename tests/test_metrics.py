@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader
 from torchmetrics import Metric, MetricCollection, MinMaxMetric
 
 from lightning_hessrank import hessian_rank
-from lightning_hessrank.metrics import HessianRank, sketch_core
+from lightning_hessrank.functional import sketch_core
+from lightning_hessrank.metrics import HessianRank
 from lightning_hessrank.operators import DenseOperator
 from lightning_hessrank.results import PARTS
 from tests.metric_processes import accumulate, batches, mlp
