@@ -101,7 +101,7 @@ def print_ranks(history: list[dict[str, Any]], validations: list[tuple[float, fl
     for epoch, (record, (loss, accuracy)) in enumerate(zip(history, validations, strict=True)):
         print(f"{epoch:>5} {loss:>9.4f} {accuracy:>9.1%} {record['rank']:>6}", end=" ")
         print(f"{record['rank_outer']:>6} {record['rank_functional']:>10} ", end="")
-        print(f"{record.get('bound', 0):>6}", note(record))
+        print(f"{record['bound']:>6}", note(record))
     last = history[-1]
     print(f"\n{last['num_parameters']} parameters; {last['method']}, ", end="")
     print(f"rank = eigenvalues beyond {last['rtol']:.1e} · max|λ| (float64)")
