@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from torch import Tensor
@@ -151,6 +151,15 @@ class RankBound:
     def __str__(self) -> str:
         """Table of the layers and totals."""
         return format_bound(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return builtin types only, as a checkpoint can hold them."""
+        return asdict(self) | {"layers": [asdict(layer) for layer in self.layers]}
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any]) -> RankBound:
+        """Inverse of :meth:`to_dict`."""
+        return cls(**{**state, "layers": tuple(LayerBound(**layer) for layer in state["layers"])})
 
 
 @dataclass(frozen=True)
