@@ -31,8 +31,17 @@ class UnsupportedStrategyError(RuntimeError):
     """The strategy does not give every process a whole copy of the module."""
 
 
-class PeerFailedError(Exception):
-    """Another process failed, so that this one could not go on."""
+class ProcessFailedError(Exception):
+    """One of several processes failed, so that none can go on; raised alike on all of them.
+
+    Args:
+        failures: number of process -> name of the error's class, and its text.
+    """
+
+    def __init__(self, failures: dict[int, tuple[str, str]]) -> None:
+        listed = (f"{kind} on process {i}: {text}" for i, (kind, text) in failures.items())
+        super().__init__("; ".join(listed))
+        self.kinds = frozenset(kind for kind, _ in failures.values())
 
 
 class Processes:
@@ -44,9 +53,7 @@ class Processes:
         device: of the tensors that carry flags (NCCL takes none on the CPU).
     """
 
-    def __init__(
-        self, rank: int = 0, count: int = 1, device: torch.device | None = None
-    ) -> None:
+    def __init__(self, rank: int = 0, count: int = 1, device: torch.device | None = None) -> None:
         self.rank = rank
         self.count = count
         self._device = device
@@ -65,7 +72,7 @@ class Processes:
         """Return the sum of a tensor over all processes.
 
         Raises:
-            PeerFailedError: another process has failed.
+            ProcessFailedError: another process has failed.
         """
         if self.count == 1:
             return values
@@ -78,7 +85,7 @@ class Processes:
         """Return every process's ``value``, which can be any object that pickles.
 
         Raises:
-            PeerFailedError: another process has failed.
+            ProcessFailedError: another process has failed.
         """
         if self.count == 1:
             return [value]
@@ -91,36 +98,32 @@ class Processes:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Leave with an exception on every process if there was one on any.
+        """Leave with an exception on every process if there was one on any. Not to be nested.
 
         Raises:
-            PeerFailedError: it was on another process; the message has its text.
+            ProcessFailedError: there was one; with a single process, the exception itself.
         """
         try:
             yield
-        except PeerFailedError:
+        except ProcessFailedError:
             raise  # met at an exchange: all know
         except Exception as error:
-            if self.count > 1:
-                self._announce(f"{type(error).__name__}: {error}")
-            raise
+            if self.count == 1:
+                raise
+            self._meet(error)
         else:
             if self.count > 1:
                 self._meet(None)
 
-    def _meet(self, failure: str | None) -> None:
-        failures = self._announce(failure)
-        if failures:
-            raise PeerFailedError("; ".join(failures))
-
-    def _announce(self, failure: str | None) -> list[str]:
+    def _meet(self, error: Exception | None) -> None:
         """Exchange flags, and what went wrong where one is raised."""
-        flag = torch.tensor([float(failure is not None)], device=self._device)
+        flag = torch.tensor([float(error is not None)], device=self._device)
         dist.all_reduce(flag)
         if not bool(flag):
-            return []
-        texts = self._gather(failure)
-        return [f"on process {i}: {text}" for i, text in enumerate(texts) if text is not None]
+            return
+        texts = self._gather(None if error is None else (type(error).__name__, str(error)))
+        failures = {i: text for i, text in enumerate(texts) if text is not None}
+        raise ProcessFailedError(failures) from error
 
     def _gather(self, value: _T) -> list[_T]:
         gathered: list[Any] = [None] * self.count

@@ -31,18 +31,30 @@ class ReferenceData:
     Args:
         shares: for each process its batches, copies that nobody else changes; only this process's
             own where the others' are too large to hold.
-        rank: number of this process.
+        processes: that measure together.
         num_samples: of all processes.
         fingerprint: of all processes' batches.
     """
 
     def __init__(
-        self, shares: dict[int, list[Any]], rank: int, num_samples: int, fingerprint: str
+        self,
+        shares: dict[int, list[Any]],
+        processes: Processes,
+        num_samples: int,
+        fingerprint: str,
     ) -> None:
         self._shares = shares
-        self.batches = shares[rank]
+        self._count = processes.count
+        self.batches = shares[processes.rank]
         self.num_samples = num_samples
         self.fingerprint = fingerprint
+
+    @property
+    def everyone(self) -> list[Any] | None:
+        """The batches of all processes, or ``None`` where they are too large to hold."""
+        if len(self._shares) < self._count:
+            return None
+        return [batch for rank in sorted(self._shares) for batch in self._shares[rank]]
 
     @classmethod
     def gather(cls, batches: list[Any], processes: Processes) -> ReferenceData:
@@ -57,7 +69,7 @@ class ReferenceData:
                 for rank, share in enumerate(processes.gather(held))
                 if rank != processes.rank
             )
-        return cls(shares, processes.rank, sum(n for n, _ in sizes), _combined(prints))
+        return cls(shares, processes, sum(n for n, _ in sizes), _combined(prints))
 
     @classmethod
     def load(cls, state: dict[str, Any], processes: Processes) -> ReferenceData | None:
@@ -74,16 +86,16 @@ class ReferenceData:
                 return None
             saved = [every[i :: processes.count] for i in range(processes.count)]
         shares = dict(enumerate(saved))
-        return cls(shares, processes.rank, state["num_samples"], state["fingerprint"])
+        return cls(shares, processes, state["num_samples"], state["fingerprint"])
 
-    def state_dict(self, num_processes: int) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps: builtin types and tensors only."""
         state: dict[str, Any] = {"fingerprint": self.fingerprint, "num_samples": self.num_samples}
         shares = [self._shares[i] for i in sorted(self._shares)]
         if (
-            len(shares) == num_processes
-            and _is_plain(shares)
+            len(shares) == self._count
             and num_bytes(shares) <= MAX_SAVED_BYTES
+            and _is_plain(shares)
         ):
             state["batches"] = shares
         return state
@@ -147,7 +159,9 @@ def deal(batches: list[Any], max_samples: int | None, processes: Processes) -> l
         return batches
     if len(set(processes.gather(fingerprint(batches)))) > 1:
         return collect(batches, share(max_samples, processes))
-    return batches[processes.rank :: processes.count] if len(batches) >= processes.count else batches
+    return (
+        batches[processes.rank :: processes.count] if len(batches) >= processes.count else batches
+    )
 
 
 def share(max_samples: int | None, processes: Processes) -> int | None:

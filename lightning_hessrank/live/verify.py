@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -94,9 +95,7 @@ def _gradient(function: LossFunction, parameters: list[Tensor], where: Tensor) -
     with _moved(parameters, where):
         for term in function.terms:
             loss = term.evaluate().loss
-            grads = torch.autograd.grad(
-                loss, parameters, allow_unused=True, materialize_grads=True
-            )
+            grads = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
             total += term.weight * torch.cat([g.flatten() for g in grads])
     return total
 
@@ -133,13 +132,13 @@ def _disagreement(function: LossFunction, error: float) -> str:
 def _custom_functions(function: LossFunction) -> set[str]:
     found: set[str] = set()
     with torch.enable_grad():
-        nodes = [term.evaluate().loss.grad_fn for term in function.terms]
+        nodes: list[Any] = [term.evaluate().loss.grad_fn for term in function.terms]
     visited = set(nodes)
     while nodes:
         node = nodes.pop()
         if isinstance(node, BackwardCFunction):
             found.add(type(node).__name__.removesuffix("Backward"))
-        for following, _ in () if node is None else node.next_functions:
+        for following, _ in node.next_functions:
             if following is not None and following not in visited:
                 visited.add(following)
                 nodes.append(following)
