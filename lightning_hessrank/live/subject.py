@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_hessrank.live.batch import batch_size, cast_batch
+from lightning_hessrank.live.batch import batch_size, cast_batch, map_tensors
 from lightning_hessrank.live.isolation import differentiable_twice, frozen_rng, undisturbed
 from lightning_hessrank.live.shadow import release, rewound, shadow_copy
 from lightning_hessrank.live.step import Step, StepResult
@@ -94,7 +94,8 @@ class Subject:
             stack.enter_context(frozen_rng(self._seed))
             stack.enter_context(differentiable_twice(self.dtype, cudnn=not self._recurrent))
             stack.enter_context(rewound(self.shadow))
-            result = self._step(self.shadow, batch)
+            # a step may change its batch in place; bounds differentiate by it, so keep the graph
+            result = self._step(self.shadow, map_tensors(batch, torch.clone))
         if result.loss.dtype != self.dtype:
             raise TypeError(
                 f"the loss came out in {result.loss.dtype} although all weights and data are "
