@@ -31,16 +31,6 @@ from tests.callback.training import (
     snapshot,
 )
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
-    pytest.mark.filterwarnings("ignore:.*bound.*:UserWarning"),
-    pytest.mark.filterwarnings("ignore:.*number of training batches.*"),
-    pytest.mark.filterwarnings("ignore:.*requested to overfit.*"),
-    pytest.mark.filterwarnings("ignore:.*LeafSpec.*"),
-    pytest.mark.filterwarnings("ignore:.*SWA.*"),
-    pytest.mark.filterwarnings("ignore:.*Swapping scheduler.*"),
-]
-
 #: Measures at the first batch, after every second step, at every epoch's end, and at the end.
 EVERYWHERE = {"every_n_epochs": 1, "every_n_steps": 2}
 
