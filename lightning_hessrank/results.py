@@ -52,6 +52,10 @@ class RankEstimate:
     """Shape ``(num_parameters,)``, float64, ascending (dense), else ``None``."""
     counts: Mapping[float, float] = field(default_factory=dict, repr=False)
     """Relative tolerance -> count, at the tolerances that the method resolved."""
+    count_errors: Mapping[float, float] = field(default_factory=dict, repr=False)
+    """Relative tolerance -> standard error of the count; empty where all counts are exact."""
+    num_probes: int | None = field(default=None, repr=False)
+    """Independent random probes behind ``std_error``; ``None`` where the method is exact."""
 
     def rank_at(self, rtol: float) -> int | float:
         """Return the count beyond another relative tolerance.
