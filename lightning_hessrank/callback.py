@@ -15,12 +15,13 @@ import torch
 from lightning_hessrank.dashboard import Dashboard, scalars
 from lightning_hessrank.live.clock import Clock
 from lightning_hessrank.live.measure import Ranks, measure
+from lightning_hessrank.live.network import reference_bound
 from lightning_hessrank.live.reference import ReferenceData, as_batches
 from lightning_hessrank.live.step import LossFn, module_step
 from lightning_hessrank.live.subject import Subject
 from lightning_hessrank.operators import NonFiniteError
 from lightning_hessrank.rank import nan_estimate
-from lightning_hessrank.results import Measurement
+from lightning_hessrank.results import BoundNotAvailableError, Measurement, RankBound
 from lightning_hessrank.tolerance import check_rtol
 
 if TYPE_CHECKING:
@@ -123,6 +124,8 @@ class HessianRankMonitor(Callback):
         self.history: list[dict[str, Any]] = []
         self._reference: ReferenceData | None = None
         self._saved_fingerprint: str | None = None
+        self._bound: RankBound | None = None
+        self._bound_sought = False
         self._awaiting_first_batch = True
         self._last_step: int | None = None
         self._clock = Clock()
@@ -190,6 +193,7 @@ class HessianRankMonitor(Callback):
             trainer=trainer,
         )
         try:
+            self._bound_once(subject)
             ranks = measure(subject, rtol=self.rtol)
         except NonFiniteError as error:
             self._warn(f"the rank at step {trainer.global_step} is nan: {error}")
@@ -202,10 +206,21 @@ class HessianRankMonitor(Callback):
             total=ranks.parts["total"],
             outer=ranks.parts.get("outer"),
             functional=ranks.parts.get("functional"),
+            bound=self._bound,
             loss=ranks.loss,
             seconds=time.perf_counter() - began,
             overhead=self._clock.overhead(),
         )
+
+    def _bound_once(self, subject: Subject) -> None:
+        """Find the linear bound at the first measurement; it is constant within a run."""
+        if self._bound_sought:
+            return
+        self._bound_sought = True
+        try:
+            self._bound = reference_bound(subject)
+        except BoundNotAvailableError as error:
+            self._warn(f"the rank is logged without a bound: {error}")
 
     def _log(self, trainer: Any, measurement: Measurement) -> None:
         values = scalars(measurement, self.name)
@@ -234,6 +249,7 @@ class HessianRankMonitor(Callback):
         self.history.clear()
         self._reference = None
         self._saved_fingerprint = None
+        self._bound, self._bound_sought = None, False
         self._last_step = None
 
     # -- failures ------------------------------------------------------------------------------
@@ -261,13 +277,22 @@ class HessianRankMonitor(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Return history and reference data: builtin types and tensors only."""
         reference = None if self._reference is None else self._reference.state_dict()
-        return {"history": self.history, "reference": reference, "clock": self._clock.state_dict()}
+        return {
+            "history": self.history,
+            "reference": reference,
+            "bound": None if self._bound is None else self._bound.to_dict(),
+            "bound_sought": self._bound_sought,
+            "clock": self._clock.state_dict(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up history and reference data of the run that is resumed."""
         self.history = list(state_dict["history"])
         self._last_step = self.history[-1]["step"] if self.history else None
         self._clock.load_state_dict(state_dict["clock"])
+        bound = state_dict["bound"]
+        self._bound = None if bound is None else RankBound.from_dict(bound)
+        self._bound_sought = state_dict["bound_sought"]
         reference = state_dict["reference"] or {}
         self._saved_fingerprint = reference.get("fingerprint")
         if "batches" in reference:

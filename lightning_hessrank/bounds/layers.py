@@ -1,0 +1,178 @@
+"""The linear operations of networks: which call applies which weight to which activation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from torch import Tensor
+
+LayerType = Literal["linear", "conv", "matmul", "opaque"]
+
+
+class Slices(NamedTuple):
+    """Shape in which a weight is seen: ``groups`` blocks of ``(m, c, k)``."""
+
+    groups: int
+    rows: int
+    """``m``: output channels of a group."""
+    columns: int
+    """``c``: input channels of a group."""
+    taps: int
+    """``k``: positions that one weight slice covers; 1 for a linear layer."""
+
+
+@dataclass(frozen=True, eq=False)
+class LinearCall:
+    """A call that is linear in an activation and linear in a weight."""
+
+    type: LayerType
+    input: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    apply: Callable[[Tensor, Tensor], Tensor]
+    """The operation without its bias, as a function of input and weight."""
+    apply_bias: Callable[[Tensor, Tensor], Tensor]
+    """Adds a bias to an output."""
+    slices: Slices
+    to_slices: Callable[[Tensor], Tensor]
+    """Brings a weight (or its gradient) into shape ``(groups, m, c, k)``."""
+
+
+_CONV = {f"conv{n}d": n for n in (1, 2, 3)}
+_CONV_TRANSPOSE = {f"conv_transpose{n}d": n for n in (1, 2, 3)}
+_CONV_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_TRANSPOSE_ARGUMENTS = (
+    *("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"),
+)
+#: Names of functions that :func:`linear_call` understands.
+LINEAR_CALLS = frozenset({"linear", "matmul", "rmatmul", "mm", "addmm", *_CONV, *_CONV_TRANSPOSE})
+
+
+def linear_call(
+    name: str,
+    func: Callable[..., Tensor],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    is_weight: Callable[[object], bool],
+) -> LinearCall | None:
+    """Read a call, or return ``None`` where it does not apply a weight to an activation.
+
+    Args:
+        name: the function's name without underscores around it.
+        func: the function.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+        is_weight: tells tensors that are made of parameters only.
+    """
+    if name == "linear":
+        return _linear(func, bind(("input", "weight", "bias"), args, kwargs), is_weight)
+    if name in _CONV:
+        return _conv(func, bind(_CONV_ARGUMENTS, args, kwargs), is_weight)
+    if name in _CONV_TRANSPOSE:
+        return _conv_transpose(func, bind(_TRANSPOSE_ARGUMENTS, args, kwargs), is_weight)
+    if name == "addmm" and len(args) == 3 and not kwargs:
+        bias, left, right = args
+        call = _matmul(left, right, is_weight)
+        return None if call is None else _with_bias(call, bias)
+    if name in {"matmul", "mm", "rmatmul"} and len(args) == 2 and not kwargs:
+        left, right = args if name != "rmatmul" else (args[1], args[0])
+        return _matmul(left, right, is_weight)
+    return None
+
+
+def bind(names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a call by name."""
+    return dict(zip(names, args, strict=False)) | dict(kwargs)
+
+
+def _linear(
+    func: Callable[..., Tensor], given: dict[str, Any], is_weight: Callable[[object], bool]
+) -> LinearCall | None:
+    weight = given["weight"]
+    if not is_weight(weight) or is_weight(given["input"]) or weight.ndim != 2:
+        return None
+    return LinearCall(
+        "linear",
+        given["input"],
+        weight,
+        given.get("bias"),
+        func,
+        lambda z, b: z + b,
+        Slices(1, weight.shape[0], weight.shape[1], 1),
+        lambda w: w[None, :, :, None],
+    )
+
+
+def _matmul(left: Tensor, right: Tensor, is_weight: Callable[[object], bool]) -> LinearCall | None:
+    if is_weight(right) and not is_weight(left) and right.ndim == 2:
+        c, m = right.shape
+        return LinearCall(
+            "matmul",
+            left,
+            right,
+            None,
+            lambda a, w: a @ w,
+            lambda z, b: z + b,
+            Slices(1, m, c, 1),
+            lambda w: w.T[None, :, :, None],
+        )
+    if is_weight(left) and not is_weight(right) and left.ndim == 2 and right.ndim >= 2:
+        m, c = left.shape
+        return LinearCall(
+            "matmul",
+            right,
+            left,
+            None,
+            lambda a, w: w @ a,
+            lambda z, b: z + b,
+            Slices(1, m, c, 1),
+            lambda w: w[None, :, :, None],
+        )
+    return None
+
+
+def _with_bias(call: LinearCall, bias: Tensor) -> LinearCall:
+    values = {k: getattr(call, k) for k in call.__dataclass_fields__}
+    return LinearCall(**(values | {"bias": bias}))
+
+
+def _conv(
+    func: Callable[..., Tensor], given: dict[str, Any], is_weight: Callable[[object], bool]
+) -> LinearCall | None:
+    a, weight, bias = given.pop("input"), given.pop("weight"), given.pop("bias", None)
+    if not is_weight(weight) or is_weight(a):
+        return None
+    groups = given.get("groups", 1)
+    m, c, k = weight.shape[0] // groups, weight.shape[1], weight[0, 0].numel()
+    return LinearCall(
+        "conv",
+        a,
+        weight,
+        bias,
+        lambda a, w: func(a, w, **given),
+        lambda z, b: z + b.reshape(-1, *(1,) * (weight.ndim - 2)),
+        Slices(groups, m, c, k),
+        lambda w: w.reshape(groups, m, c, k),
+    )
+
+
+def _conv_transpose(
+    func: Callable[..., Tensor], given: dict[str, Any], is_weight: Callable[[object], bool]
+) -> LinearCall | None:
+    a, weight, bias = given.pop("input"), given.pop("weight"), given.pop("bias", None)
+    if not is_weight(weight) or is_weight(a):
+        return None
+    groups = given.get("groups", 1)
+    m, c, k = weight.shape[1], weight.shape[0] // groups, weight[0, 0].numel()
+    return LinearCall(
+        "conv",
+        a,
+        weight,
+        bias,
+        lambda a, w: func(a, w, **given),
+        lambda z, b: z + b.reshape(-1, *(1,) * (weight.ndim - 2)),
+        Slices(groups, m, c, k),
+        lambda w: w.reshape(groups, c, m, k).transpose(1, 2),
+    )

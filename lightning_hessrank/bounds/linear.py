@@ -1,0 +1,150 @@
+"""The bound of a network's linear surrogate: the choice between the ways to get it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+from torch import Tensor
+
+from lightning_hessrank.bounds.closed_form import ClosedForm, biased_chain_rank, chain_rank
+from lightning_hessrank.bounds.model import LinearModel, linear_model
+from lightning_hessrank.bounds.network import LossKind, Network
+from lightning_hessrank.bounds.surrogate import INPUT, LayerUse, layer_name
+from lightning_hessrank.results import BoundNotAvailableError, LayerBound, RankBound
+
+LinearKind = Literal["auto", "closed-form", "generic", "patch"]
+
+
+def linear_bound(
+    network: Network,
+    loss: LossKind,
+    *,
+    data: Sequence[Tensor] | None = None,
+    input_rank: int | None = None,
+    kind: LinearKind = "auto",
+    seed: int = 0,
+) -> RankBound:
+    """Bound the rank of the loss Hessian of the network's linear surrogate.
+
+    Args:
+        network: the network; its tensors should be float64.
+        loss: what the loss can see of the output.
+        data: inputs like ``network.inputs`` (any number of samples) whose span and number limit
+            the bound, which then holds for these data; ``None``: any data.
+        input_rank: rank of the input covariance, where it is known without data.
+        kind: how to bound; ``"auto"`` takes the smallest bound that is valid.
+        seed: of the random weights and inputs at which generic ranks are taken.
+
+    Raises:
+        BoundNotAvailableError: the network has no multilinear surrogate, or the kind that was asked
+            for does not apply to it.
+        ValueError: an argument makes no sense.
+    """
+    _check_arguments(data, input_rank, kind)
+    start = time.perf_counter()
+    model = linear_model(network, loss, data=data, input_rank=input_rank, seed=seed)
+    form = closed_form(model)
+    if isinstance(form, ClosedForm):
+        return _closed_form_result(model, form, time.perf_counter() - start)
+    raise BoundNotAvailableError(f"no closed form: {form}")
+
+
+def _check_arguments(data: Sequence[Tensor] | None, input_rank: int | None, kind: str) -> None:
+    if kind not in get_args(LinearKind):
+        raise ValueError(
+            f"kind must be one of {', '.join(map(repr, get_args(LinearKind)))}, got {kind!r}"
+        )
+    if data is not None and input_rank is not None:
+        raise ValueError("pass data or input_rank, not both: the data have a rank of their own")
+    if input_rank is not None and (not isinstance(input_rank, int) or input_rank < 0):
+        raise ValueError(f"input_rank must be a whole number from 0 on, got {input_rank!r}")
+
+
+def closed_form(model: LinearModel) -> ClosedForm | str:
+    """Closed form of section 2, or the reason why the network has none."""
+    uses = model.trace.uses
+    reason = _not_a_chain(model)
+    if reason is not None:
+        return reason
+    widths = [use.output.shape[1] for use in uses[:-1]]
+    biased = [bool(use.biases) for use in uses]
+    if not any(biased):
+        if model.has_constant:
+            return "a constant that is not a trainable bias enters"
+        form = chain_rank(widths, model.span.rank, model.outputs)
+    elif all(biased):
+        biased_form = biased_chain_rank(widths, model.span.affine_rank, model.outputs)
+        if biased_form is None:
+            return (
+                "with biases, the closed form needs every hidden width to be at least "
+                f"min(r + 1, K') = {min(model.span.affine_rank, model.outputs)}, got {min(widths)}"
+            )
+        form = biased_form
+    else:
+        return "some layers have a bias and some have none"
+    return form
+
+
+def _not_a_chain(model: LinearModel) -> str | None:
+    """Why the network is not a chain of fully connected layers, if it is not."""
+    uses = model.trace.uses
+    for use in uses:
+        reason = _not_a_link(model, use)
+        if reason is not None:
+            return f"layer '{layer_name(min(use.weights | use.biases))}' {reason}"
+    names = [name for use in uses for name in use.weights | use.biases]
+    if len(names) != len(set(names)):
+        return "some layers share their parameters"
+    if not uses or model.trace.sources != (len(uses) - 1,):
+        return "the output is not that of a fully connected layer"
+    return None
+
+
+def _not_a_link(model: LinearModel, use: LayerUse) -> str | None:
+    call = use.call
+    if call is None or call.type not in {"linear", "matmul"} or call.input.ndim != 2:
+        return "is not fully connected"
+    if use.source != (use.index - 1 if use.index else INPUT):
+        return "does not simply follow the layer before it"
+    whole = sum(model.network.parameters[name].numel() for name in use.weights)
+    if not use.is_linear or whole != call.weight.numel():
+        return "has a weight computed from parameters"
+    if call.input.shape != (len(model.trace.inputs[0]), call.slices.columns):
+        return "works on several positions of a sample"
+    return None
+
+
+def _closed_form_result(model: LinearModel, form: ClosedForm, seconds: float) -> RankBound:
+    columns = {
+        layer_name(min(use.weights | use.biases)): column
+        for use, column in zip(model.trace.uses, form.columns, strict=True)
+    }
+    layers = tuple(
+        LayerBound(name, size := model.layer_size(name), min(size, columns.get(name, 0)))
+        for name in model.layers
+    )
+    p, n = model.num_parameters, model.span.num_samples
+    outer = min(p, form.outer, p if n is None else n * model.outputs)
+    functional = min(p, form.functional)
+    return RankBound(
+        total=min(p, form.total),
+        outer=outer,
+        functional=functional,
+        layers=layers,
+        num_parameters=p,
+        kind="closed-form",
+        is_theorem=not model.trace.replaced,
+        reason=_reason(model),
+    )
+
+
+def _reason(model: LinearModel) -> str:
+    if not model.trace.replaced:
+        return "The network is linear in its input and in every layer, so the bound holds for it."
+    names = ", ".join(sorted(set(model.trace.replaced)))
+    return (
+        f"Reference line: the bound of the linear surrogate, which has no {names}; the rank of the "
+        "network itself can exceed it."
+    )

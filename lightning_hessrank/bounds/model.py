@@ -1,0 +1,170 @@
+"""A network's linear surrogate with everything that its bounds have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lightning_hessrank.bounds.inputs import InputSpan, flatten
+from lightning_hessrank.bounds.network import LossKind, Network
+from lightning_hessrank.bounds.surrogate import Surrogate, Trace, Weights, layer_name
+from lightning_hessrank.results import BoundNotAvailableError
+
+
+@dataclass(frozen=True, eq=False)
+class LinearModel:
+    """The surrogate, the inputs it may get, and what the loss sees of its outputs."""
+
+    network: Network
+    loss: LossKind
+    surrogate: Surrogate
+    span: InputSpan
+    trace: Trace
+    """Of a run on random inputs."""
+    outputs: int
+    """``K'``, per sample."""
+    has_constant: bool
+    """Whether the output at zero inputs is not zero: biases, shifts."""
+    generator: torch.Generator
+
+    @property
+    def input_rank(self) -> int:
+        """Rank of the inputs, with a constant appended where the network has one."""
+        return self.span.affine_rank if self.has_constant else self.span.rank
+
+    @property
+    def num_parameters(self) -> int:
+        """Trainable parameters, used or not."""
+        return sum(p.numel() for p in self.network.parameters.values())
+
+    @property
+    def layers(self) -> dict[str, tuple[str, ...]]:
+        """Parameters of each layer, in the order of the network's parameters."""
+        layers: dict[str, tuple[str, ...]] = {}
+        for name in self.network.parameters:
+            layer = layer_name(name)
+            layers[layer] = (*layers.get(layer, ()), name)
+        return layers
+
+    def layer_size(self, layer: str) -> int:
+        """Number of parameters of a layer."""
+        return sum(self.network.parameters[name].numel() for name in self.layers[layer])
+
+    def weights(self) -> Weights:
+        """Fresh random weights."""
+        return Weights(self.network.parameters, self.generator)
+
+    def residual_samples(self) -> int:
+        """Samples that stand for all data in the functional Hessian: the largest rank of ``Ω``."""
+        return min(self.input_rank, self.outputs)
+
+    def sample(self, count: int) -> tuple[Tensor, ...]:
+        """Generic inputs."""
+        return self.span.sample(count, self.generator, affine=self.has_constant)
+
+    def cotangents(self, outputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Generic residuals of the loss at these outputs."""
+        return tuple(
+            self.loss.project(
+                torch.randn(f.shape, generator=self.generator, dtype=torch.float64).to(f)
+            )
+            for f in outputs
+        )
+
+
+def linear_model(
+    network: Network,
+    loss: LossKind,
+    *,
+    data: Sequence[Tensor] | None = None,
+    input_rank: int | None = None,
+    seed: int = 0,
+) -> LinearModel:
+    """Trace the surrogate of a network and find what its bounds need.
+
+    Raises:
+        BoundNotAvailableError: there is no multilinear surrogate, or it mixes samples.
+        ValueError: no trainable parameter, or inputs that cannot be used.
+    """
+    if not network.parameters:
+        raise ValueError("the network has no trainable parameters, so there is no Hessian to bound")
+    if not network.inputs or any(x.ndim == 0 or len(x) == 0 for x in network.inputs):
+        raise BoundNotAvailableError(
+            "the network has no floating-point inputs with a batch dimension; the linear bound is "
+            "one for networks that are linear in their inputs (batch_bound has no such condition)"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    surrogate = Surrogate(network.forward, network.parameters)
+    weights = Weights(network.parameters, generator)
+    probes = tuple(
+        torch.randn(3, *x.shape[1:], generator=generator, dtype=torch.float64).to(x)
+        for x in network.inputs
+    )
+    trace = surrogate.run(probes, weights)
+    used = torch.autograd.grad(
+        [f.sum() for f in trace.outputs], trace.inputs, allow_unused=True, retain_graph=True
+    )
+    relevant = [i for i, grad in enumerate(used) if grad is not None]
+    constant = _check_samples(surrogate, weights, probes, trace)
+    if trace.softmax_dim is not None and loss.name in {"nll_loss", "cross_entropy", "kl_div"}:
+        loss = replace(loss, class_dim=trace.softmax_dim)
+        trace.replaced.remove("log_softmax")
+    span = InputSpan(
+        tuple(network.inputs[i].detach() for i in relevant),
+        None if data is None else flatten([data[i].detach() for i in relevant]).to(probes[0]),
+        input_rank,
+    )
+    return LinearModel(
+        network,
+        loss,
+        _restricted(surrogate, network.inputs, relevant),
+        span,
+        trace,
+        sum(loss.effective_outputs(f, 3) for f in trace.outputs),
+        constant,
+        generator,
+    )
+
+
+def _restricted(
+    surrogate: Surrogate, inputs: tuple[Tensor, ...], relevant: Sequence[int]
+) -> Surrogate:
+    """The surrogate as a function of the inputs that its outputs depend on."""
+    if len(relevant) == len(inputs):
+        return surrogate
+
+    def forward(chosen: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        full = [x.new_zeros(len(chosen[0]), *x.shape[1:]) for x in inputs]
+        for i, x in zip(relevant, chosen, strict=True):
+            full[i] = x
+        return surrogate.forward(tuple(full))
+
+    return Surrogate(forward, surrogate.parameters)
+
+
+def _check_samples(
+    surrogate: Surrogate, weights: Weights, probes: Sequence[Tensor], trace: Trace
+) -> bool:
+    """Check that no output depends on two samples; return whether the output has a constant."""
+    with torch.no_grad():
+        zero = surrogate.run([torch.zeros_like(x) for x in probes], weights).outputs
+        scale = max(float(f.detach().abs().max()) for f in trace.outputs) or 1.0
+        seen = [torch.zeros_like(f) for f in zero]
+        for i in range(len(probes[0])):
+            single = []
+            for x in probes:
+                only = torch.zeros_like(x)
+                only[i] = x[i].detach()
+                single.append(only)
+            outputs = surrogate.run(single, weights).outputs
+            changed = [(f - f0).abs() > 1e-10 * scale for f, f0 in zip(outputs, zero, strict=True)]
+            seen = [count + change for count, change in zip(seen, changed, strict=True)]
+        if any(bool((count > 1).any()) for count in seen):
+            raise BoundNotAvailableError(
+                "the network's output for one sample depends on other samples of the batch, so "
+                "that there is no bound from its architecture alone"
+            )
+        return any(float(f.abs().max()) > 1e-12 * scale for f in zero)

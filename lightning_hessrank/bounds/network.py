@@ -1,0 +1,107 @@
+"""What a bound is given: a network as a function, and what its loss does with the output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network as a function of its inputs, with the parameters that it uses inside.
+
+    Nothing is assumed about how the function is written: it may run a whole ``training_step``. Its
+    linear operations are seen while it runs.
+    """
+
+    forward: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]
+    """Takes tensors like ``inputs`` (any number of samples) and returns the outputs that enter the
+    loss function, samples first or flattened into the first dimension."""
+    inputs: tuple[Tensor, ...]
+    """Floating tensors, samples in the first dimension. The outputs may ignore some of them."""
+    parameters: Mapping[str, Tensor]
+    """Trainable parameters by qualified name, as ``forward`` uses them."""
+
+
+@dataclass(frozen=True)
+class LossKind:
+    """What a bound needs to know of the loss: which changes of the output it cannot see."""
+
+    name: str
+    class_dim: int | None = None
+    """Output dimension along which a common shift leaves the loss unchanged (softmax)."""
+    identity_curvature: bool = False
+    """Whether the Hessian of the loss in the output is a multiple of the identity (MSE)."""
+
+    def effective_outputs(self, output: Tensor, num_samples: int) -> int:
+        """Number ``K'`` of directions per sample, in output space, that the loss can see."""
+        per_sample = output.numel() // num_samples
+        if self.class_dim is None or not per_sample:
+            return per_sample
+        return per_sample - per_sample // output.shape[self.class_dim]
+
+    def project(self, cotangent: Tensor) -> Tensor:
+        """Remove from an output cotangent what no gradient of this loss can contain."""
+        if self.class_dim is None:
+            return cotangent
+        return cotangent - cotangent.mean(self.class_dim, keepdim=True)
+
+
+MSE = LossKind("mse", identity_curvature=True)
+CROSS_ENTROPY = LossKind("cross_entropy", class_dim=1)
+#: After a log_softmax in the network; where it is not the last operation nothing is redundant.
+NLL = LossKind("nll_loss")
+
+_BY_NAME = {
+    "mse": MSE,
+    "mse_loss": MSE,
+    "cross_entropy": CROSS_ENTROPY,
+    "nll_loss": NLL,
+}
+_BY_MODULE = {
+    "MSELoss": "mse",
+    "CrossEntropyLoss": "cross_entropy",
+    "NLLLoss": "nll_loss",
+    "BCELoss": "binary_cross_entropy",
+    "BCEWithLogitsLoss": "binary_cross_entropy_with_logits",
+    "HuberLoss": "huber_loss",
+    "KLDivLoss": "kl_div",
+    "L1Loss": "l1_loss",
+    "MultiLabelSoftMarginLoss": "multilabel_soft_margin_loss",
+    "PoissonNLLLoss": "poisson_nll_loss",
+    "SmoothL1Loss": "smooth_l1_loss",
+    "SoftMarginLoss": "soft_margin_loss",
+}
+_BY_NAME |= {name: LossKind(name) for name in _BY_MODULE.values() if name not in _BY_NAME}
+
+
+def loss_kind(loss: object) -> LossKind:
+    """Recognise a loss: a name, a :class:`LossKind`, a loss module, or a function of ``torch.nn``.
+
+    Raises:
+        TypeError: it is not one of those recognised; the message lists them.
+    """
+    if isinstance(loss, LossKind):
+        return loss
+    known = set(_BY_NAME)
+    if isinstance(loss, nn.Module) or (isinstance(loss, type) and issubclass(loss, nn.Module)):
+        kind = loss if isinstance(loss, type) else type(loss)
+        name = next((_BY_MODULE[c.__name__] for c in kind.__mro__ if c.__name__ in _BY_MODULE), "")
+    elif isinstance(loss, str):
+        name = loss
+    else:
+        name = getattr(loss, "__name__", "")
+        if loss is not getattr(torch.nn.functional, name or "_", None):
+            name = ""
+    if name not in known:
+        given = repr(loss) if isinstance(loss, str) else f"{loss!r} ({type(loss).__name__})"
+        raise TypeError(
+            f"loss {given} is not recognised; pass one of {', '.join(sorted(known))}, the function "
+            "of torch.nn.functional or the module of torch.nn of that name; a loss of your own "
+            "that may use every output counts like 'l1_loss', one behind a softmax like "
+            "'cross_entropy'"
+        )
+    return _BY_NAME[name]
