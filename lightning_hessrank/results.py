@@ -52,6 +52,8 @@ class RankEstimate:
     """Shape ``(num_parameters,)``, float64, ascending (dense), else ``None``."""
     counts: Mapping[float, float] = field(default_factory=dict, repr=False)
     """Relative tolerance -> count, at the tolerances that the method resolved."""
+    count_errors: Mapping[float, float] = field(default_factory=dict, repr=False)
+    """Relative tolerance -> standard error of the count; empty where all counts are exact."""
     num_probes: int | None = None
     """Independent probes behind ``std_error`` (lanczos), else ``None``."""
 
