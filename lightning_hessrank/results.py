@@ -214,6 +214,8 @@ class Measurement:
             "overhead": self.overhead,
             "skipped": self.skipped,
         }
+        if total.std_error:
+            record["rank_lower"], record["rank_upper"] = total.interval
         for name, estimate in (("outer", self.outer), ("functional", self.functional)):
             if estimate is not None:
                 record[f"rank_{name}"] = estimate.rank
@@ -233,6 +235,11 @@ class Measurement:
         return record
 
 
+def validity(is_theorem: bool) -> str:
+    """Say in two words what a bound is worth for the network beside which it stands."""
+    return "theorem" if is_theorem else "reference line"
+
+
 def format_bound(bound: RankBound) -> str:
     """Lay out a bound as an aligned plain-text table."""
     per_layer = "block of H" if bound.functional is None else "functional"
@@ -244,8 +251,7 @@ def format_bound(bound: RankBound) -> str:
         return f"{row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:>{widths[2]}}"
 
     rule = "-" * (sum(widths) + 4)
-    validity = "theorem" if bound.is_theorem else "reference line"
-    title = f"Rank bound of the loss Hessian ({bound.kind}, {validity})"
+    title = f"Rank bound of the loss Hessian ({bound.kind}, {validity(bound.is_theorem)})"
     sums = [("total", bound.total), ("outer-product", bound.outer)]
     sums += [("functional", bound.functional), ("parameters", bound.num_parameters)]
     totals = [f"{name:<14}{value:>12,}" for name, value in sums if value is not None]

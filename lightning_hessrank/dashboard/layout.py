@@ -7,6 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from lightning_hessrank.dashboard.tags import MACHINE
+from lightning_hessrank.results import validity
 
 #: Charts of one page by title, as ``SummaryWriter.add_custom_scalars`` takes them.
 Charts = dict[str, list[object]]
@@ -43,19 +44,17 @@ def charts(key: LayoutKey, name: str, prefix: str = "") -> Charts:
         there = [t for t in tags if t in key.tags]
         return {title: ["Multiline", [f"{re.escape(prefix + t)}$" for t in there]]} if there else {}
 
-    validity = "theorem" if key.is_theorem else "reference line"
+    worth = validity(key.is_theorem)
     bound = f"{name}-bound/rank"
     page = lines(
-        _overview_title(key, name, validity),
+        _overview_title(key, name, worth),
         *(f"{name}-tolerance/rank_{t}" for t in ("1e-1", "1e-3", MACHINE)),
         bound,
     )
     if f"{name}/rank" in key.tags:
         parameters = f"{name}-bound/parameters"
         if bound in key.tags:
-            page |= lines(
-                f"Rank, bound ({validity}), parameters", f"{name}/rank", bound, parameters
-            )
+            page |= lines(f"Rank, bound ({worth}), parameters", f"{name}/rank", bound, parameters)
         else:
             page |= lines("Rank, parameters", f"{name}/rank", parameters)
     if f"{name}/rank_outer" in key.tags:
@@ -74,11 +73,11 @@ def page_title(name: str, prefix: str = "") -> str:
     return f"{prefix}{name}: rank of the loss Hessian"
 
 
-def _overview_title(key: LayoutKey, name: str, validity: str) -> str:
+def _overview_title(key: LayoutKey, name: str, worth: str) -> str:
     labels = {"1e-1": "1e-1", "1e-3": "1e-3", MACHINE: "machine precision"}
     there = [text for t, text in labels.items() if f"{name}-tolerance/rank_{t}" in key.tags]
     *first, last = there or ["its tolerance"]
     title = f"What is happening: rank at {', '.join(first)}{' and ' if first else ''}{last}"
     if f"{name}-estimate/rank" in key.tags:
         title = title.replace("rank at", "estimated rank at")
-    return f"{title}; bound ({validity})" if f"{name}-bound/rank" in key.tags else title
+    return f"{title}; bound ({worth})" if f"{name}-bound/rank" in key.tags else title
