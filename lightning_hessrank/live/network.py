@@ -48,7 +48,11 @@ def bound_inputs(subject: Subject) -> BoundInputs:
 
     def forward(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         batch = _substitute(template, subject.sizes[0], inputs)
-        return tuple(output.tensor for output in subject.evaluate(batch).outputs)
+        tensors = [output.tensor for output in subject.evaluate(batch).outputs]
+        # Where gradients with respect to the inputs are taken, floating targets, which enter the
+        # loss as well, pass for outputs.
+        outputs = [x for x in tensors if all(x is not y for y in inputs)]
+        return tuple(outputs[: len(result.outputs)])
 
     data = tuple(torch.cat(column) for column in zip(*columns, strict=True))
     return BoundInputs(Network(forward, columns[0], subject.parameters), _loss_kind(result), data)
