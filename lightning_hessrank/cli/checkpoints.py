@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +88,8 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).split("\n", maxsplit=1)[0]
+        found = re.search(r"WeightsUnpickler error:\s*(\S.*)", str(error))
+        reason = found[1].strip() if found else "it holds other objects than weights"
         raise CheckpointError(f"it cannot be loaded with weights only: {reason}") from error
     except Exception as error:  # a truncated archive raises half a dozen kinds
         raise CheckpointError(

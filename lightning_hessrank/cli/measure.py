@@ -114,7 +114,8 @@ def measure(
 
     from lightning_hessrank.cli.offline import SettingsChangedError, open_run
 
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # no tips, no device table
+    for namespace in ("pytorch_lightning", "lightning.pytorch"):
+        logging.getLogger(namespace).setLevel(logging.WARNING)  # no tips, no list of devices
     seed_everything(seed, verbose=False)
     found, failures = find_checkpoints(checkpoints)
     if not found and not failures:
