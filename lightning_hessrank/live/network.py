@@ -64,8 +64,15 @@ def reference_bound(subject: Subject) -> RankBound:
     Raises:
         BoundNotAvailableError: the network has no bound; the message says why.
     """
-    network, loss, data = bound_inputs(subject)
-    return linear_bound(network, loss, data=data)
+    try:
+        network, loss, data = bound_inputs(subject)
+        return linear_bound(network, loss, data=data)
+    except BoundNotAvailableError:
+        raise
+    except Exception as error:  # the step is user code, here run in a way it was not written for
+        raise BoundNotAvailableError(
+            f"the step could not be traced without its activations: {error}"
+        ) from error
 
 
 def _floating(batch: Any) -> tuple[Tensor, ...]:
