@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from PIL import Image
 
 #: Inches and dots per inch of a card: 672 × 464 pixels.
 SIZE = (4.2, 2.9)
@@ -116,29 +117,33 @@ def draw_tolerance(axes: Axes, tolerance: float, *, along: str) -> None:
 def message(axes: Axes, text: str) -> None:
     """Say in the middle of empty axes why they are empty."""
     axes.set_axis_off()
-    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=TEXT)
+    axes.figure.text(0.5, 0.45, text, ha="center", va="center", color=TEXT)
 
 
-def png(figure: Figure, colours: int = 64) -> tuple[bytes, int, int]:
-    """Encode a figure with a palette, a third of the size of full colours.
-
-    Args:
-        figure: of any origin.
-        colours: size of the palette, at most 256; a heat map needs them all.
-
-    Returns:
-        The PNG file, its width and height in pixels.
-    """
+def render(figure: Figure) -> Image.Image:
+    """Draw a figure as an opaque RGB image."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image
 
     with styled():
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
-    image = Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba())
+    size = canvas.get_width_height()
+    return Image.frombuffer("RGBA", size, canvas.buffer_rgba()).convert("RGB")
+
+
+def png(figure: Figure) -> tuple[bytes, int, int]:
+    """Encode a figure with a palette, a third of the size of full colours.
+
+    Returns:
+        The PNG file, its width and height in pixels.
+    """
+    from PIL import Image
+
+    image = render(figure)
+    colours = 256 if any(axes.images for axes in figure.axes) else 64  # heat maps need them all
     file = io.BytesIO()
-    palette = image.convert("RGB").quantize(colours, method=Image.Quantize.MEDIANCUT)
-    palette.save(file, format="PNG", optimize=True)
+    image.quantize(colours, method=Image.Quantize.MEDIANCUT).save(file, "PNG", optimize=True)
     return file.getvalue(), *image.size
 
 
