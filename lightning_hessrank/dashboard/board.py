@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_hessrank.dashboard.images import image_sink
 from lightning_hessrank.dashboard.link import announcement
-from lightning_hessrank.dashboard.tags import is_exact, scalars
+from lightning_hessrank.dashboard.tags import scalars
 from lightning_hessrank.dashboard.text import bound_table, guide
 from lightning_hessrank.results import Measurement
 
@@ -29,7 +29,7 @@ class Dashboard:
     name: str = "hessian"
     """First part of every tag."""
     figures: bool = True
-    """Spectrum, sorted eigenvalues, layers, layers over time, estimate with its interval."""
+    """Overview of the run (an estimate with its interval), spectrum, sorted eigenvalues, layers."""
     histogram: bool = True
     """Eigenvalues relative to the tolerance, in decades (TensorBoard)."""
     text: bool = True
@@ -58,7 +58,7 @@ class Dashboard:
         """
         if self.text:
             for page in _pages(loggers):
-                page.add_text(f"{self.name}-text/guide", guide(self.name), step=0)
+                page.add_text(f"{self.name}-text/about", guide(self.name), step=0)
                 page.flush()
         return announcement(loggers, self.name)
 
@@ -133,11 +133,10 @@ def draw(
     from lightning_hessrank.dashboard import figures
 
     total = measurement.total
+    yield "overview", figures.history_figure(history)
     yield "sorted", figures.sorted_figure(total, measurement.bound)
     if total.eigenvalues is not None:
         yield "spectrum", figures.spectrum_figure(total)
-    if not is_exact(total):
-        yield "estimate", figures.history_figure(history)
     if measurement.layers:
         yield "layers", figures.layers_figure(measurement.layers)
         yield "layers_over_time", figures.layers_over_time_figure(history)

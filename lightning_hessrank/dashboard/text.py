@@ -9,8 +9,8 @@ _GUIDE = """\
 
 **What is measured.** The Hessian of the mean loss over the reference data, with respect to the \
 trainable parameters, at the live weights. Its *numerical rank* is the number of eigenvalues \
-beyond a tolerance, given relative to the largest |eigenvalue|. The same data, tolerance and method at \
-every step of the run.
+beyond a tolerance, given relative to the largest |eigenvalue|. The same data, tolerance \
+and method at every step of the run.
 
 | tag | meaning |
 |---|---|

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
+from functools import cache
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,6 @@ BOUND = "#D55E00"
 TOLERANCE = "#6B6B6B"
 NEGATIVE = "#CC79A7"
 OUTER = "#009E73"
-FUNCTIONAL = "#E69F00"
 TEXT = "#4D4D4D"
 FAINT = "#D9D9D9"
 TRACK = "#F3D9C9"
@@ -141,10 +141,28 @@ def png(figure: Figure) -> tuple[bytes, int, int]:
     from PIL import Image
 
     image = render(figure)
-    colours = 256 if any(axes.images for axes in figure.axes) else 64  # heat maps need them all
+    if any(axes.images for axes in figure.axes):  # a heat map has colours of its own
+        coded = image.quantize(96, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    else:
+        coded = image.quantize(palette=_palette(), dither=Image.Dither.NONE)
     file = io.BytesIO()
-    image.quantize(colours, method=Image.Quantize.MEDIANCUT).save(file, "PNG", optimize=True)
+    coded.save(file, "PNG", optimize=True)
     return file.getvalue(), *image.size
+
+
+@cache
+def _palette() -> Image.Image:
+    """Every colour of this module in its shades: no adaptive palette keeps a single thin line."""
+    from matplotlib.colors import to_rgb
+    from PIL import Image
+
+    shades = [(colour, a) for colour in (RANK, BOUND, NEGATIVE, OUTER) for a in (1, 0.6, 0.35, 0.2)]
+    shades += [(colour, 1) for colour in (TRACK, FAINT)] + [("black", a / 7) for a in range(8)]
+    shades += [(FAINT, 0.45), (TOLERANCE, 1)]
+    table = [round(255 * (a * c + 1 - a)) for colour, a in shades for c in to_rgb(colour)]
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(table)
+    return palette
 
 
 def number(value: float) -> str:
