@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
 from lightning_hessrank.tolerance import check_rtol, numerical_rank
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Part = Literal["total", "outer", "functional"]
 Method = Literal["dense", "sketch", "lanczos"]
@@ -69,6 +72,19 @@ class RankEstimate:
         margin = t_quantile(self.num_probes) * self.std_error if self.std_error else 0.0
         low, high = self.rank - margin, self.rank + margin
         return max(low, 0.0), min(high, float(self.num_parameters))
+
+    def plot(self, bound: RankBound | None = None) -> Figure:
+        """Draw sorted |λ| (or the counts, where there are no eigenvalues), tolerance and rank.
+
+        Args:
+            bound: drawn beside the rank, if given.
+
+        Returns:
+            A ``matplotlib.figure.Figure`` that pyplot does not know, so nothing needs closing.
+        """
+        from lightning_hessrank.dashboard.figures import sorted_figure
+
+        return sorted_figure(self, bound)
 
     def rank_at(self, rtol: float) -> int | float:
         """Return the count beyond another relative tolerance.
@@ -157,6 +173,16 @@ class RankBound:
     """Outputs per sample that the loss can see: ``K``, or ``K - 1`` for softmax."""
     seconds: float = 0.0
     """Wall time spent."""
+
+    def plot(self) -> Figure:
+        """Draw what each layer can add to the rank, beside its number of parameters.
+
+        Returns:
+            A ``matplotlib.figure.Figure`` that pyplot does not know, so nothing needs closing.
+        """
+        from lightning_hessrank.dashboard.figures import bound_figure
+
+        return bound_figure(self)
 
     def __str__(self) -> str:
         """Table of the layers and totals."""
