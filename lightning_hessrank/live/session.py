@@ -83,7 +83,7 @@ class Session:
         projected = self.processes.first(self.series.clock.projected_overhead())
         return projected < max_overhead
 
-    def take(self, trainer: Any, module: Any, epoch: int) -> Measurement:
+    def take(self, trainer: Any, module: Any) -> Measurement:
         """Measure the module as it is now.
 
         Raises:
@@ -100,7 +100,7 @@ class Session:
             ranks = self._measure(trainer, subject)
         return Measurement(
             step=trainer.global_step,
-            epoch=epoch,
+            epoch=trainer.current_epoch,
             total=ranks.parts["total"],
             outer=ranks.parts.get("outer"),
             functional=ranks.parts.get("functional"),

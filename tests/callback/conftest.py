@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from lightning_hessrank.live import session
+from lightning_hessrank.results import RankBound
+
 ADVICE = (
     ".*does not have many workers.*",
     ".*number of training batches.*",
@@ -25,3 +28,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if "tests/callback" in item.nodeid:
             for advice in ADVICE:
                 item.add_marker(pytest.mark.filterwarnings(f"ignore:{advice}"))
+
+
+@pytest.fixture
+def real_bounds() -> None:
+    """Ask for the bounds of the networks themselves, which cost a second each."""
+
+
+@pytest.fixture(autouse=True)
+def _stub_bounds(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "real_bounds" in request.fixturenames:
+        return
+    stub = RankBound(9, 5, 4, (), 9, "closed-form", is_theorem=True, reason="It is a stub.")
+    monkeypatch.setattr(session, "reference_bound", lambda subject: stub)

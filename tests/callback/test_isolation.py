@@ -105,6 +105,7 @@ def test_training_is_bitwise_the_same(setup: dict[str, Any], mode: str) -> None:
     ids=["first and end", "every batch end", "some batch ends", "epoch ends"],
 )
 @pytest.mark.parametrize("name", NAMESPACES)
+@pytest.mark.usefixtures("real_bounds")
 def test_from_each_hook_in_both_namespaces(schedule: dict[str, Any], name: str) -> None:
     assert differences(run(None, name=name), run(schedule, name=name)) == []
 

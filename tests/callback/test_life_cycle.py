@@ -253,7 +253,11 @@ def test_interruption_in_the_middle_of_a_measurement(
 ) -> None:
     """Nothing half-measured remains, and the same run can go on."""
     released: list[Any] = []
-    monkeypatch.setattr(session.Subject, "release", lambda self: released.append(self))
+
+    def release(self: session.Subject) -> None:
+        released.append(self)
+
+    monkeypatch.setattr(session.Subject, "release", release)
     real_measure = session.measure
 
     def interrupted(*args: Any, **kwargs: Any) -> Any:
