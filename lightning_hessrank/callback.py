@@ -12,6 +12,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from lightning_hessrank.dashboard import Dashboard, scalars
 from lightning_hessrank.live.failures import HessianRankWarning
+from lightning_hessrank.live.log import logger
 from lightning_hessrank.live.session import Session
 from lightning_hessrank.live.settings import Settings
 from lightning_hessrank.live.step import LossFn
@@ -152,7 +153,9 @@ class HessianRankMonitor(Callback):
             self._session.join(trainer)
         with failures.handled("the dashboard could not be set up"):
             if trainer.is_global_zero:
-                self.dashboard.start(trainer.loggers)
+                announcement = self.dashboard.start(trainer.loggers)
+                if announcement:
+                    logger.info(announcement)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Note where training begins, or goes on."""
