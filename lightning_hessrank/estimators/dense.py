@@ -35,7 +35,9 @@ def dense_rank(
         MemoryError: not even one product fits into memory.
     """
     start = time.perf_counter()
-    matrix = operator.spectral_matrix(progress)
+    matrix = operator.smaller_matrix()
+    if matrix is None:
+        matrix = operator.to_dense(progress)
     return spectrum_estimate(
         pad_with_zeros(symmetric_eigenvalues(matrix), operator.dim),
         rtol=machine_rtol(operator.dim, operator.dtype) if rtol is None else rtol,
@@ -48,20 +50,88 @@ def dense_rank(
 def dense_parts(
     curvature: LossCurvature, *, rtol: float | None = None, progress: Progress | None = None
 ) -> dict[Part, RankEstimate]:
-    """Ranks of the Hessian and, where the network's output is known, of its two parts."""
-    parts = PARTS if curvature.outputs_known else PARTS[:1]
-    return {
-        part: dense_rank(curvature.operator(part), rtol=rtol, part=part, progress=progress)
-        for part in parts
-    }
+    """Ranks of the Hessian and, where the network's output is known, of its two parts.
+
+    Costs less than three times :func:`dense_rank`: the outer-product Hessian comes from its factor
+    (see :mod:`lightning_hessrank.operators.factor`), or is the difference of the other two where
+    these are not so large that it would be lost in their rounding.
+
+    Args:
+        curvature: of the loss.
+        rtol: relative cut-off in ``[0, 1)``; ``None``: ``p * eps``.
+        progress: called between blocks of products, of all parts together.
+
+    Raises:
+        NonFiniteError: a part has nan or inf.
+        MemoryError: the matrices do not fit into memory.
+    """
+    if not curvature.outputs_known:
+        operator = curvature.operator()
+        return {"total": dense_rank(operator, rtol=rtol, progress=progress)}
+    clock, estimates = _Clock(), {}
+
+    def estimate(part: Part, matrix: Tensor) -> RankEstimate:
+        eigenvalues = pad_with_zeros(symmetric_eigenvalues(matrix), curvature.num_parameters)
+        return spectrum_estimate(
+            eigenvalues,
+            rtol=machine_rtol(len(eigenvalues), curvature.dtype) if rtol is None else rtol,
+            part=part,
+            num_products=len(eigenvalues),
+            seconds=clock.lap(),
+        )
+
+    total = curvature.operator("total").to_dense(_half(progress, 0))
+    estimates["total"] = estimate("total", total)
+    functional = curvature.operator("functional").to_dense(_half(progress, 1))
+    estimates["functional"] = estimate("functional", functional)
+    outer = _outer_matrix(curvature.operator("outer"), total, functional)
+    estimates["outer"] = estimate("outer", outer)
+    return {part: estimates[part] for part in PARTS}
+
+
+def _outer_matrix(operator: SymmetricOperator, total: Tensor, functional: Tensor) -> Tensor:
+    """Return a matrix with the outer part's nonzero eigenvalues; overwrites ``total``."""
+    smaller = operator.smaller_matrix()
+    if smaller is not None:
+        return smaller
+    outer = total.sub_(functional)
+    generator = torch.Generator().manual_seed(0)
+    v = torch.randn(operator.dim, 2, generator=generator, dtype=torch.float64).to(outer)
+    error = torch.linalg.vector_norm(outer @ v - operator.matmat(v))
+    size, lost = torch.linalg.vector_norm(outer), torch.linalg.vector_norm(functional)
+    # A penalty on the weights is in neither part: then the difference is not the outer one.
+    agrees = error <= 1e-10 * (size + lost) * torch.linalg.vector_norm(v)
+    return outer if bool(agrees) and bool(lost <= 10 * size) else operator.to_dense()
+
+
+def _half(progress: Progress | None, half: int) -> Progress | None:
+    """Report on one of two runs of products as on one."""
+    if progress is None:
+        return None
+    return lambda done, total: progress(half * total + done, 2 * total)
+
+
+class _Clock:
+    """Seconds since the last lap."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+
+    def lap(self) -> float:
+        last, self._last = self._last, time.perf_counter()
+        return self._last - last
 
 
 def symmetric_eigenvalues(matrix: Tensor) -> Tensor:
     """Eigenvalues of a symmetric matrix, ascending, float64.
 
-    Where a solver does not converge (GPU solvers are known to fail on rank-deficient matrices), the
-    CPU's is tried, then LAPACK's other driver.
+    Rows and columns of zeros (of weights on dead pixels, or of dead units) are left out of the
+    computation. Where a solver does not converge (GPU solvers are known to fail on rank-deficient
+    matrices), the CPU's is tried, then LAPACK's other driver.
     """
+    size, alive = len(matrix), matrix.any(dim=1)
+    if not bool(alive.all()):
+        return pad_with_zeros(symmetric_eigenvalues(matrix[alive][:, alive]), size)
     if matrix.device.type != "mps":
         matrix = matrix.to(torch.float64)
     try:
