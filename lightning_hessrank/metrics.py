@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from lightning_hessrank.functional import OVERSAMPLING, hessian_sum, rank_of_sum
-from lightning_hessrank.live.reference import ReferenceData
+from lightning_hessrank.live.reference import fingerprint
 from lightning_hessrank.rank import check_part
 from lightning_hessrank.results import Part, RankEstimate
 from lightning_hessrank.tolerance import check_rtol
@@ -208,7 +208,7 @@ class HessianRank(Metric):
     def _watch_weights(self, expected: str | None) -> None:
         """Warn once if the model is not the one that the earlier batches saw."""
         trainable = [x for x in self.model.parameters() if x.requires_grad]
-        weights = ReferenceData([trainable]).fingerprint()
+        weights = fingerprint([trainable])
         if expected is not None and weights != expected and not self._warned:
             self._warned = True
             warnings.warn(

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
 from lightning_hessrank.tolerance import check_rtol, numerical_rank
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Part = Literal["total", "outer", "functional"]
 Method = Literal["dense", "sketch", "lanczos"]
@@ -69,6 +72,19 @@ class RankEstimate:
         margin = t_quantile(self.num_probes) * self.std_error if self.std_error else 0.0
         low, high = self.rank - margin, self.rank + margin
         return max(low, 0.0), min(high, float(self.num_parameters))
+
+    def plot(self, bound: RankBound | None = None) -> Figure:
+        """Draw sorted |λ| (or the counts, where there are no eigenvalues), tolerance and rank.
+
+        Args:
+            bound: drawn beside the rank, if given.
+
+        Returns:
+            A ``matplotlib.figure.Figure`` that pyplot does not know, so nothing needs closing.
+        """
+        from lightning_hessrank.dashboard.figures import sorted_figure
+
+        return sorted_figure(self, bound)
 
     def rank_at(self, rtol: float) -> int | float:
         """Return the count beyond another relative tolerance.
@@ -149,6 +165,24 @@ class RankBound:
     """Whether it holds for this very network, not only for its linear surrogate."""
     reason: str
     """One sentence: why it holds, or why it is a reference line only."""
+    input_rank: int | None = None
+    """Rank of the inputs that the bound holds for; the input dimension for any data."""
+    num_samples: int | None = None
+    """Number of samples that the bound holds for; ``None``: any number."""
+    outputs: int | None = None
+    """Outputs per sample that the loss can see: ``K``, or ``K - 1`` for softmax."""
+    seconds: float = 0.0
+    """Wall time spent."""
+
+    def plot(self) -> Figure:
+        """Draw what each layer can add to the rank, beside its number of parameters.
+
+        Returns:
+            A ``matplotlib.figure.Figure`` that pyplot does not know, so nothing needs closing.
+        """
+        from lightning_hessrank.dashboard.figures import bound_figure
+
+        return bound_figure(self)
 
     def __str__(self) -> str:
         """Table of the layers and totals."""
@@ -254,8 +288,21 @@ def format_bound(bound: RankBound) -> str:
 
     rule = "-" * (sum(widths) + 4)
     title = f"Rank bound of the loss Hessian ({bound.kind}, {validity(bound.is_theorem)})"
-    sums = [("total", bound.total), ("outer-product", bound.outer)]
-    sums += [("functional", bound.functional), ("parameters", bound.num_parameters)]
+    sums = [("outer-product", bound.outer), ("functional", bound.functional)]
+    sums += [("total", bound.total), ("parameters", bound.num_parameters)]
     totals = [f"{name:<14}{value:>12,}" for name, value in sums if value is not None]
-    body = [line(rows[0]), rule, *map(line, rows[1:])]
-    return "\n".join([title, "", *body, "", *totals, "", bound.reason])
+    body = [line(rows[0]), rule, *map(line, rows[1:]), rule]
+    return "\n".join([title, *_conditions(bound), "", *body, *totals, "", bound.reason])
+
+
+def _conditions(bound: RankBound) -> list[str]:
+    """What a bound holds for, in words."""
+    facts = []
+    if bound.input_rank is not None:
+        facts.append(f"inputs of rank {bound.input_rank:,}")
+    if bound.num_samples is not None:
+        facts.append(f"{bound.num_samples:,} samples")
+    if bound.outputs is not None:
+        facts.append(f"{bound.outputs:,} effective outputs per sample")
+    facts += [f"computed in {bound.seconds:.2g} s"] if bound.seconds else []
+    return ["for " + ", ".join(facts)] if facts else []

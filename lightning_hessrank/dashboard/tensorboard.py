@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+import torch
+from tensorboard.compat.proto.summary_pb2 import Summary
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams as hparams_summaries
 
 from lightning_hessrank.dashboard.layout import LayoutKey, charts, page_title
 from lightning_hessrank.results import RankBound
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 #: The tag under which TensorBoard looks for the layout of a run's Custom Scalars page.
 LAYOUT_TAG = "custom_scalars__config__"
+#: Histograms reach so many decades to both sides of the tolerance, in bins of half a decade.
+DECADES = 8
 
 
 @dataclass
@@ -24,6 +33,8 @@ class _Written:
 
     layouts: dict[tuple[str, str], LayoutKey] = field(default_factory=dict)
     """Per monitor's name and logger's prefix: a run has one page, so monitors share it."""
+    texts: dict[str, str] = field(default_factory=dict)
+    """Last text per tag."""
 
 
 _WRITTEN: WeakKeyDictionary[SummaryWriter, _Written] = WeakKeyDictionary()
@@ -51,15 +62,74 @@ class TensorBoardPage:
 
         Nothing is written if it would add nothing, or replace a layout of the user's own.
         """
-        written = _WRITTEN.setdefault(self.writer, _Written())
-        before = written.layouts.get((name, self.prefix), LayoutKey())
+        layouts = self._written().layouts
+        before = layouts.get((name, self.prefix), LayoutKey())
         key = before.seen(tags, bound is not None and bound.is_theorem)
-        old = charts(before, name, self.prefix)
-        written.layouts[name, self.prefix] = key
-        if charts(key, name, self.prefix) == old or self._has_users_layout():
+        layouts[name, self.prefix] = key
+        new = charts(key, name, self.prefix)
+        if new == charts(before, name, self.prefix) or self._has_users_layout():
             return
-        pages = {page_title(*owner): charts(k, *owner) for owner, k in written.layouts.items()}
+        pages = {page_title(*owner): charts(k, *owner) for owner, k in layouts.items()}
         self.writer.add_custom_scalars({title: page for title, page in pages.items() if page})
+
+    def add_decades(self, tag: str, eigenvalues: Tensor, tolerance: float, step: int) -> None:
+        """Write the histogram of ``log10(|λ| / tolerance)`` with fixed bins, clipped to both ends.
+
+        Fixed bins keep it a tenth of the default's size, and comparable over steps; what is right
+        of zero is counted in the rank.
+        """
+        # Zero over zero, of a zero matrix, is below any tolerance.
+        decades = (eigenvalues.abs() / tolerance).log10().nan_to_num(-float(DECADES))
+        decades = decades.clamp(-DECADES, DECADES)
+        counts, edges = torch.histogram(decades, bins=4 * DECADES, range=(-DECADES, DECADES))
+        self.writer.add_histogram_raw(
+            self.prefix + tag,
+            min=-DECADES,
+            max=DECADES,
+            num=len(decades),
+            sum=float(decades.sum()),
+            sum_squares=float(decades.square().sum()),
+            bucket_limits=edges[1:].tolist(),
+            bucket_counts=counts.tolist(),
+            global_step=step,
+        )
+
+    def add_figure(self, tag: str, figure: Figure, step: int) -> None:
+        """Write a figure as a palette image, a third of the size that ``SummaryWriter`` makes."""
+        from lightning_hessrank.dashboard.figures import png
+
+        encoded, width, height = png(figure)
+        image = Summary.Image(
+            height=height, width=width, colorspace=3, encoded_image_string=encoded
+        )
+        self._add(Summary(value=[Summary.Value(tag=self.prefix + tag, image=image)]), step)
+
+    def add_text(self, tag: str, markdown: str, step: int) -> None:
+        """Write a text, unless it is what was last written there."""
+        texts = self._written().texts
+        tag = self.prefix + tag
+        if texts.get(tag) != markdown:
+            texts[tag] = markdown
+            self.writer.add_text(tag, markdown, step)
+
+    def add_hparams(self, params: Mapping[str, Any], metrics: Sequence[str]) -> None:
+        """Write hyperparameters, and the tags that the HParams page shows beside them."""
+        plain = {
+            k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in params.items()
+        }
+        tags = {f"{self.prefix}{metric}": 0.0 for metric in metrics}
+        for summary in hparams_summaries(plain, tags):
+            self._add(summary, 0)
+
+    def flush(self) -> None:
+        """Let the browser see it: measurements are rare, and seconds apart at least."""
+        self.writer.flush()
+
+    def _written(self) -> _Written:
+        return _WRITTEN.setdefault(self.writer, _Written())
+
+    def _add(self, summary: Summary, step: int) -> None:
+        self.writer._get_file_writer().add_summary(summary, step)
 
     def _has_users_layout(self) -> bool:
         """Whether the last layout in the run's event files is not of this package."""
@@ -70,7 +140,3 @@ class TensorBoardPage:
                 start = content.rfind(LAYOUT_TAG.encode())
                 last = content[start:] if start >= 0 else last
         return bool(last) and page_title("").encode() not in last
-
-    def flush(self) -> None:
-        """Let the browser see it: measurements are rare, and seconds apart at least."""
-        self.writer.flush()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -68,7 +69,7 @@ def spectrum_figure(estimate: RankEstimate) -> Figure:
     if values is None:
         raise ValueError(f"the {estimate.method} method has no eigenvalues to draw; use 'dense'")
     with style.styled():
-        figure, axes = style.card(_sign_title(estimate, values), how(estimate))
+        figure, axes = style.card(_sign_title(estimate, values), how(estimate), left=0.64)
         if not bool(values.any()):
             style.message(axes, "all eigenvalues are zero")
             return figure
@@ -120,20 +121,19 @@ def _draw_signs(axes: Axes, values: Tensor, tolerance: float) -> None:
     """Draw two mirrored histograms over ``|λ|``, pale where it is below the tolerance."""
     size = values.abs()
     largest = float(size.max())
-    exponent = size.clamp_min(largest * _FLOOR).log10()
+    exponent = size.clamp_min(max(largest * _FLOOR, 1e-300)).log10().numpy()
     cut = math.log10(tolerance) if tolerance > 0 else float(exponent.min())
     low, high = min(float(exponent.min()), cut - 0.5), math.log10(largest)
     # Bins that begin at the tolerance: none straddles it.
     width = max(0.25, (high - low) / 40)
     below, above = math.ceil((cut - low) / width + 1e-9), math.ceil((high - cut) / width + 1e-9)
-    edges = cut + width * torch.arange(-below, above + 1, dtype=torch.float64)
+    edges = cut + width * np.arange(-below, above + 1)
+    left, right = 10 ** edges[:-1], 10 ** edges[1:]
     top = 0.0
     for sign, colour, name in ((1, style.RANK, "positive"), (-1, style.NEGATIVE, "negative")):
-        # Zeros belong to neither sign; they are in the rounding error on the positive side.
-        chosen = values > 0 if sign > 0 else values < 0
-        counts = torch.histogram(exponent[chosen].to(torch.float64), edges).hist
+        chosen = (values.sign() == sign).numpy()  # exact zeros have no sign, and no place here
+        counts = np.histogram(exponent[chosen], edges)[0]
         top = max(top, float(counts.max()))
-        left, right = 10 ** edges[:-1], 10 ** edges[1:]
         for part, alpha, label in ((slice(below, None), 1.0, name), (slice(below), 0.35, None)):
             axes.bar(
                 left[part],
@@ -151,7 +151,7 @@ def _draw_signs(axes: Axes, values: Tensor, tolerance: float) -> None:
         axes.set_ylim(-2.5 * top, 2.5 * top)
     else:
         axes.locator_params(axis="y", integer=True)
-    axes.set_xlim(float(10 ** edges[0]), float(10 ** edges[-1]))
+    axes.set_xlim(left[0], right[-1])
 
 
 def _count_axis(axes: Axes, limit: float, *, wide: bool) -> None:
@@ -178,11 +178,11 @@ def _draw_curve(axes: Axes, values: Tensor, rtol: float, limit: float) -> float:
         first = torch.logspace(0, math.log10(len(size)), _MAX_POINTS // 5) - 1
         cut = torch.tensor([rank - 1.0, rank])
         points = torch.cat([even, first, cut]).round().long().clamp(0, len(size) - 1).unique()
-    size = size[points].clamp_min(bottom)
-    looks = {"marker": "o", "ms": 4, "lw": 1} if len(size) <= 40 else {"lw": 2.2}
-    axes.plot(points + 1, size, color=style.TOLERANCE, **looks)
-    above = points < rank
-    axes.plot(points[above] + 1, size[above], color=style.RANK, **looks)
+    count, sizes = (points + 1).numpy(), size[points].clamp_min(bottom).numpy()
+    looks = {"marker": "o", "ms": 4, "lw": 1} if len(count) <= 40 else {"lw": 2.2}
+    axes.plot(count, sizes, color=style.TOLERANCE, **looks)
+    above = count <= rank
+    axes.plot(count[above], sizes[above], color=style.RANK, **looks)
     return bottom
 
 

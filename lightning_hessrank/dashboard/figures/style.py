@@ -9,12 +9,14 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
+from functools import cache
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from PIL import Image
 
 #: Inches and dots per inch of a card: 672 × 464 pixels.
 SIZE = (4.2, 2.9)
@@ -27,7 +29,6 @@ BOUND = "#D55E00"
 TOLERANCE = "#6B6B6B"
 NEGATIVE = "#CC79A7"
 OUTER = "#009E73"
-FUNCTIONAL = "#E69F00"
 TEXT = "#4D4D4D"
 FAINT = "#D9D9D9"
 TRACK = "#F3D9C9"
@@ -116,30 +117,52 @@ def draw_tolerance(axes: Axes, tolerance: float, *, along: str) -> None:
 def message(axes: Axes, text: str) -> None:
     """Say in the middle of empty axes why they are empty."""
     axes.set_axis_off()
-    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=TEXT)
+    axes.figure.text(0.5, 0.45, text, ha="center", va="center", color=TEXT)
 
 
-def png(figure: Figure, colours: int = 64) -> tuple[bytes, int, int]:
-    """Encode a figure with a palette, a third of the size of full colours.
-
-    Args:
-        figure: of any origin.
-        colours: size of the palette, at most 256; a heat map needs them all.
-
-    Returns:
-        The PNG file, its width and height in pixels.
-    """
+def render(figure: Figure) -> Image.Image:
+    """Draw a figure as an opaque RGB image."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image
 
     with styled():
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
-    image = Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba())
+    size = canvas.get_width_height()
+    return Image.frombuffer("RGBA", size, canvas.buffer_rgba()).convert("RGB")
+
+
+def png(figure: Figure) -> tuple[bytes, int, int]:
+    """Encode a figure with a palette, a third of the size of full colours.
+
+    Returns:
+        The PNG file, its width and height in pixels.
+    """
+    from PIL import Image
+
+    image = render(figure)
+    if any(axes.images for axes in figure.axes):  # a heat map has colours of its own
+        coded = image.quantize(96, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    else:
+        coded = image.quantize(palette=_palette(), dither=Image.Dither.NONE)
     file = io.BytesIO()
-    palette = image.convert("RGB").quantize(colours, method=Image.Quantize.MEDIANCUT)
-    palette.save(file, format="PNG", optimize=True)
+    coded.save(file, "PNG", optimize=True)
     return file.getvalue(), *image.size
+
+
+@cache
+def _palette() -> Image.Image:
+    """Every colour of this module in its shades: no adaptive palette keeps a single thin line."""
+    from matplotlib.colors import to_rgb
+    from PIL import Image
+
+    shades = [(colour, a) for colour in (RANK, BOUND, NEGATIVE, OUTER) for a in (1, 0.6, 0.35, 0.2)]
+    shades += [(colour, 1) for colour in (TRACK, FAINT)] + [("black", a / 7) for a in range(8)]
+    shades += [(FAINT, 0.45), (TOLERANCE, 1)]
+    table = [round(255 * (a * c + 1 - a)) for colour, a in shades for c in to_rgb(colour)]
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(table)
+    return palette
 
 
 def number(value: float) -> str:
