@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from lightning_hessrank.operators import LossCurvature, Progress, SymmetricOperator
+from lightning_hessrank.operators.memory import memory_limit as default_memory_limit
 from lightning_hessrank.results import PARTS, Part, RankEstimate
 from lightning_hessrank.tolerance import COUNT_TOLERANCES, machine_rtol, numerical_rank
 
@@ -17,6 +18,7 @@ def dense_rank(
     operator: SymmetricOperator,
     *,
     rtol: float | None = None,
+    memory_limit: int | None = None,
     part: Part = "total",
     progress: Progress | None = None,
 ) -> RankEstimate:
@@ -27,17 +29,20 @@ def dense_rank(
     Args:
         operator: the symmetric matrix.
         rtol: relative cut-off in ``[0, 1)``; ``None``: ``dim * eps`` of the operator's dtype.
+        memory_limit: bytes; ``None``: half of what is free.
         part: what the operator is, for the result.
         progress: called between blocks of products.
 
     Raises:
         NonFiniteError: the matrix has nan or inf.
-        MemoryError: not even one product fits into memory.
+        MemoryError: the matrix, or not even one product, fits into memory.
     """
     start = time.perf_counter()
+    check_memory(operator, memory_limit)
     matrix = operator.smaller_matrix()
     if matrix is None:
         matrix = operator.to_dense(progress)
+        operator.check_finite(matrix)
     return spectrum_estimate(
         pad_with_zeros(symmetric_eigenvalues(matrix), operator.dim),
         rtol=machine_rtol(operator.dim, operator.dtype) if rtol is None else rtol,
@@ -48,7 +53,11 @@ def dense_rank(
 
 
 def dense_parts(
-    curvature: LossCurvature, *, rtol: float | None = None, progress: Progress | None = None
+    curvature: LossCurvature,
+    *,
+    rtol: float | None = None,
+    memory_limit: int | None = None,
+    progress: Progress | None = None,
 ) -> dict[Part, RankEstimate]:
     """Ranks of the Hessian and, where the network's output is known, of its two parts.
 
@@ -59,6 +68,7 @@ def dense_parts(
     Args:
         curvature: of the loss.
         rtol: relative cut-off in ``[0, 1)``; ``None``: ``p * eps``.
+        memory_limit: bytes; ``None``: half of what is free.
         progress: called between blocks of products, of all parts together.
 
     Raises:
@@ -67,10 +77,12 @@ def dense_parts(
     """
     if not curvature.outputs_known:
         operator = curvature.operator()
-        return {"total": dense_rank(operator, rtol=rtol, progress=progress)}
+        estimate = dense_rank(operator, rtol=rtol, memory_limit=memory_limit, progress=progress)
+        return {"total": estimate}
+    check_memory(curvature.operator(), memory_limit, copies=4)
     clock, estimates = _Clock(), {}
 
-    def estimate(part: Part, matrix: Tensor) -> RankEstimate:
+    def measure(part: Part, matrix: Tensor) -> RankEstimate:
         eigenvalues = pad_with_zeros(symmetric_eigenvalues(matrix), curvature.num_parameters)
         return spectrum_estimate(
             eigenvalues,
@@ -80,12 +92,15 @@ def dense_parts(
             seconds=clock.lap(),
         )
 
-    total = curvature.operator("total").to_dense(_half(progress, 0))
-    estimates["total"] = estimate("total", total)
-    functional = curvature.operator("functional").to_dense(_half(progress, 1))
-    estimates["functional"] = estimate("functional", functional)
-    outer = _outer_matrix(curvature.operator("outer"), total, functional)
-    estimates["outer"] = estimate("outer", outer)
+    operators = {part: curvature.operator(part) for part in PARTS}
+    total = operators["total"].to_dense(_half(progress, 0))
+    operators["total"].check_finite(total)
+    estimates["total"] = measure("total", total)
+    functional = operators["functional"].to_dense(_half(progress, 1))
+    operators["functional"].check_finite(functional)
+    estimates["functional"] = measure("functional", functional)
+    outer = _outer_matrix(operators["outer"], total, functional)
+    estimates["outer"] = measure("outer", outer)
     return {part: estimates[part] for part in PARTS}
 
 
@@ -120,6 +135,24 @@ class _Clock:
     def lap(self) -> float:
         last, self._last = self._last, time.perf_counter()
         return self._last - last
+
+
+def check_memory(
+    operator: SymmetricOperator, memory_limit: int | None = None, copies: int = 3
+) -> None:
+    """Raise unless some dense copies of the operator's matrix fit into memory.
+
+    Raises:
+        MemoryError: they do not.
+    """
+    limit = default_memory_limit(operator.device) if memory_limit is None else memory_limit
+    needed = copies * 8 * operator.dim**2
+    if needed > limit:
+        raise MemoryError(
+            f"the dense {operator.name} of {operator.dim:,} parameters needs about "
+            f"{needed / 2**30:.2g} GiB, but the limit is {limit / 2**30:.2g} GiB; use "
+            "method='sketch' with a max_rank, or method='lanczos'"
+        )
 
 
 def symmetric_eigenvalues(matrix: Tensor) -> Tensor:

@@ -118,7 +118,9 @@ def sketch_rank(
     if found is None or (max_rank is not None and found.rank > max_rank):
         _warn_of_bound(max_rank, None if found is None else found.rank)
     if found is None:
-        return dense_rank(operator, rtol=rtol, part=part, progress=progress)
+        return dense_rank(
+            operator, rtol=rtol, memory_limit=memory_limit, part=part, progress=progress
+        )
     return RankEstimate(
         rank=found.rank,
         std_error=0.0,
@@ -154,7 +156,7 @@ def _from_core(
     """Grow the core until it is not full; ``None`` where that would be more work than dense."""
     core = SketchCore(operator, seed, limit)
     size = (FIRST_SIZE if max_rank is None else max_rank) + OVERSAMPLING
-    while 2 * size < operator.dim or size <= OVERSAMPLING < operator.dim:
+    while 2 * size < operator.dim:
         needed = 3 * size * size * operator.dtype.itemsize
         if needed > limit:
             raise MemoryError(

@@ -172,8 +172,9 @@ class DenseOperator(SymmetricOperator):
 class ReducedOperator(SymmetricOperator):
     """The mean (or sum) of one operator over processes, each of which holds its own share.
 
-    Every process must ask for the same products in the same order, and reach the same decisions:
-    choose the method and its sizes on one process and broadcast them.
+    Every process must ask for the same products in the same order. What a process decides by its
+    own clock or free memory has to be decided once and broadcast: the method, and the
+    ``memory_limit`` of the estimators. Blocks may differ: each process splits them for itself.
     """
 
     def __init__(self, operator: SymmetricOperator, reduce: Callable[[Tensor], Tensor]) -> None:
@@ -186,23 +187,21 @@ class ReducedOperator(SymmetricOperator):
         self.dim = operator.dim
         self.dtype = operator.dtype
         self.device = operator.device
-        self.block_size = operator.block_size
         self.name = operator.name
 
     def matmat(self, vectors: Tensor) -> Tensor:
-        """Multiply with ``vectors`` of shape ``(dim, k)``, and reduce.
+        """Multiply with ``vectors`` of shape ``(dim, k)``, and reduce."""
 
-        A process that runs out of memory splits the block for itself: all reduce the same shape.
-        """
-        try:
-            products = self._operator.matmat(vectors)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or vectors.shape[1] == 1:
-                raise
-            halves = vectors.split(-(-vectors.shape[1] // 2), dim=1)
-            products = torch.cat([self._operator.matmat(x) for x in halves], dim=1)
-        return self._reduce(products)
+        def columns(start: int, stop: int) -> Tensor:
+            return vectors[:, start:stop]
+
+        own = blocks(self._operator, vectors.shape[1], columns, self._operator.matmat)
+        return self._reduce(torch.cat([products for _, products in own], dim=1))
 
     def to_dense(self, progress: Progress | None = None) -> Tensor:
         """Return the reduced matrix; each share is built in the way that its operator knows."""
         return self._reduce(self._operator.to_dense(progress))
+
+    def check_finite(self, products: Tensor) -> None:
+        """Raise unless the reduced products are finite."""
+        self._operator.check_finite(products)

@@ -90,6 +90,8 @@ class LossCurvature:
             max_bytes: what graphs may hold in memory; beyond, a term is evaluated again for every
                 block of products. ``None``: half of the free memory.
         """
+        if not function.parameters:
+            raise ValueError("a loss function without parameters has no Hessian")
         self.names = tuple(function.parameters)
         self.parameters = tuple(function.parameters.values())
         self.num_parameters = function.num_parameters
@@ -256,9 +258,7 @@ class PartOperator(SymmetricOperator):
 
     def to_dense(self, progress: Progress | None = None) -> Tensor:
         """Return the matrix, by :func:`~lightning_hessrank.operators.assemble.assemble`."""
-        matrix = assemble(self.curvature, self.part, self.indices, self, progress)
-        self.check_finite(matrix)
-        return matrix
+        return assemble(self.curvature, self.part, self.indices, self, progress)
 
     def smaller_matrix(self) -> Tensor | None:
         """Return the Gram matrix of the outer part's factor, where that is smaller."""
