@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from lightning_hessrank.bounds import rank_bound
 from lightning_hessrank.rank import hessian_rank
 from lightning_hessrank.results import BoundNotAvailableError, RankBound, RankEstimate
 
@@ -16,6 +17,7 @@ __all__ = [
     "RankBound",
     "RankEstimate",
     "hessian_rank",
+    "rank_bound",
 ]
 
 

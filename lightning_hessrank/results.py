@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
 from lightning_hessrank.tolerance import check_rtol, numerical_rank
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Part = Literal["total", "outer", "functional"]
 Method = Literal["dense", "sketch", "lanczos"]
@@ -52,6 +55,36 @@ class RankEstimate:
     """Shape ``(num_parameters,)``, float64, ascending (dense), else ``None``."""
     counts: Mapping[float, float] = field(default_factory=dict, repr=False)
     """Relative tolerance -> count, at the tolerances that the method resolved."""
+    count_errors: Mapping[float, float] = field(default_factory=dict, repr=False)
+    """Relative tolerance -> standard error of the count; empty where all counts are exact."""
+    num_probes: int | None = None
+    """Independent probes behind ``std_error`` (lanczos), else ``None``."""
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % confidence interval of the rank, within ``[0, num_parameters]``.
+
+        Student's t over the probes, or the normal quantile where their number is not known; of
+        width zero where the count is exact, nan where the rank is.
+        """
+        if math.isnan(self.rank):
+            return math.nan, math.nan
+        margin = t_quantile(self.num_probes) * self.std_error if self.std_error else 0.0
+        low, high = self.rank - margin, self.rank + margin
+        return max(low, 0.0), min(high, float(self.num_parameters))
+
+    def plot(self, bound: RankBound | None = None) -> Figure:
+        """Draw sorted |λ| (or the counts, where there are no eigenvalues), tolerance and rank.
+
+        Args:
+            bound: drawn beside the rank, if given.
+
+        Returns:
+            A ``matplotlib.figure.Figure`` that pyplot does not know, so nothing needs closing.
+        """
+        from lightning_hessrank.dashboard.figures import sorted_figure
+
+        return sorted_figure(self, bound)
 
     def rank_at(self, rtol: float) -> int | float:
         """Return the count beyond another relative tolerance.
@@ -72,6 +105,33 @@ class RankEstimate:
             f"the {self.method} method knows the count at rtol {resolved} only, not at {rtol:.3g}; "
             "pass that rtol to the measurement, or use method='dense'"
         )
+
+
+#: 97.5 % points of Student's t with 1, 2, … degrees of freedom (any table of it, three decimals).
+_T_975 = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
+    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
+    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
+)
+
+
+def t_quantile(num_samples: int | None) -> float:
+    """Half-width of a two-sided 95 % interval for a mean of samples, in standard errors.
+
+    ``None``: the normal quantile 1.96; one sample: ``inf``, for it says nothing of the spread.
+    Beyond 31 samples by the first two terms of the Cornish-Fisher expansion of Student's t
+    (Abramowitz and Stegun 26.7.5), right to 1e-4 there.
+    """
+    z = 1.959964
+    if num_samples is None:
+        return z
+    freedom = num_samples - 1
+    if freedom < 1:
+        return math.inf
+    if freedom <= len(_T_975):
+        return _T_975[freedom - 1]
+    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    return z + (z**3 + z) / (4 * freedom) + second / freedom**2
 
 
 @dataclass(frozen=True)
@@ -114,9 +174,28 @@ class RankBound:
     seconds: float = 0.0
     """Wall time spent."""
 
+    def plot(self) -> Figure:
+        """Draw what each layer can add to the rank, beside its number of parameters.
+
+        Returns:
+            A ``matplotlib.figure.Figure`` that pyplot does not know, so nothing needs closing.
+        """
+        from lightning_hessrank.dashboard.figures import bound_figure
+
+        return bound_figure(self)
+
     def __str__(self) -> str:
         """Table of the layers and totals."""
         return format_bound(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return builtin types only, as a checkpoint can hold them."""
+        return asdict(self) | {"layers": [asdict(layer) for layer in self.layers]}
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any]) -> RankBound:
+        """Inverse of :meth:`to_dict`."""
+        return cls(**{**state, "layers": tuple(LayerBound(**layer) for layer in state["layers"])})
 
 
 @dataclass(frozen=True)
@@ -171,6 +250,8 @@ class Measurement:
             "overhead": self.overhead,
             "skipped": self.skipped,
         }
+        if total.std_error:
+            record["rank_lower"], record["rank_upper"] = total.interval
         for name, estimate in (("outer", self.outer), ("functional", self.functional)):
             if estimate is not None:
                 record[f"rank_{name}"] = estimate.rank
@@ -190,6 +271,11 @@ class Measurement:
         return record
 
 
+def validity(is_theorem: bool) -> str:
+    """Say in two words what a bound is worth for the network beside which it stands."""
+    return "theorem" if is_theorem else "reference line"
+
+
 def format_bound(bound: RankBound) -> str:
     """Lay out a bound as an aligned plain-text table."""
     per_layer = "block of H" if bound.functional is None else "functional"
@@ -201,8 +287,7 @@ def format_bound(bound: RankBound) -> str:
         return f"{row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:>{widths[2]}}"
 
     rule = "-" * (sum(widths) + 4)
-    validity = "theorem" if bound.is_theorem else "reference line"
-    title = f"Rank bound of the loss Hessian ({bound.kind}, {validity})"
+    title = f"Rank bound of the loss Hessian ({bound.kind}, {validity(bound.is_theorem)})"
     sums = [("outer-product", bound.outer), ("functional", bound.functional)]
     sums += [("total", bound.total), ("parameters", bound.num_parameters)]
     totals = [f"{name:<14}{value:>12,}" for name, value in sums if value is not None]

@@ -1,30 +1,7 @@
-"""What people see in TensorBoard: tags, layout, figures (a first, thin form)."""
+"""What people see: tags, layout, figures, text, and the loggers they are written to."""
 
-from __future__ import annotations
+from lightning_hessrank.dashboard.board import Dashboard
+from lightning_hessrank.dashboard.link import dashboard_url
+from lightning_hessrank.dashboard.tags import scalars
 
-from collections.abc import Sequence
-from typing import Any
-
-from lightning_hessrank.results import Measurement
-
-
-class Dashboard:
-    """Writes measurements to loggers."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def start(self, loggers: Sequence[Any]) -> None:
-        """Nothing to set up yet."""
-
-    def write(
-        self, loggers: Sequence[Any], measurement: Measurement, history: list[Any], step: int
-    ) -> None:
-        """Write the scalars of a measurement to every logger."""
-        for logger in loggers:
-            logger.log_metrics(scalars(measurement, self.name), step=step)
-
-
-def scalars(measurement: Measurement, name: str) -> dict[str, float]:
-    """Return logged names and values."""
-    return {f"{name}/rank": float(measurement.total.rank)}
+__all__ = ["Dashboard", "dashboard_url", "scalars"]

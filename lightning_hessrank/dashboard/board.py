@@ -1,0 +1,148 @@
+"""The dashboard: writes what a measurement found to every logger there is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lightning_hessrank.dashboard.images import image_sink
+from lightning_hessrank.dashboard.link import announcement
+from lightning_hessrank.dashboard.tags import scalars
+from lightning_hessrank.dashboard.text import bound_table, guide
+from lightning_hessrank.results import Measurement
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from lightning_hessrank.dashboard.tensorboard import TensorBoardPage
+
+
+@dataclass(frozen=True)
+class Dashboard:
+    """What is written for people to look at; each element can be switched off.
+
+    Every logger gets the scalars, and figures where it has a method for images; TensorBoard gets
+    everything. Call the methods on rank zero only.
+    """
+
+    name: str = "hessian"
+    """First part of every tag."""
+    figures: bool = True
+    """Overview of the run (an estimate with its interval), spectrum, sorted eigenvalues, layers."""
+    histogram: bool = True
+    """Eigenvalues relative to the tolerance, in decades (TensorBoard)."""
+    text: bool = True
+    """Reading guide and bound tables (TensorBoard)."""
+    layout: bool = True
+    """Charts on the Custom Scalars page (TensorBoard; one page per run: a user's own is kept)."""
+    hparams: bool = False
+    """Ranks as metrics of the HParams page (TensorBoard; replaces the user's own list of them)."""
+
+    def setup(self, loggers: Sequence[Any], hparams: Mapping[str, Any]) -> None:
+        """Name the ranks as metrics of the HParams page, if that was asked for.
+
+        TensorBoard keeps the first list that a run has, so this must come before Lightning logs
+        the hyperparameters itself: in ``setup``, with those of module and data module.
+        """
+        if self.hparams:
+            leaves = ("/rank", "/rank_over_bound", "-tolerance/rank_1e-3", "-tolerance/rank_1e-1")
+            for page in _pages(loggers):
+                page.add_hparams(hparams, [f"{self.name}{leaf}" for leaf in leaves])
+
+    def start(self, loggers: Sequence[Any]) -> str:
+        """Write what can be said before anything is measured.
+
+        Returns:
+            Command and link that lead to the dashboard, to be printed; empty without TensorBoard.
+        """
+        if self.text:
+            for page in _pages(loggers):
+                page.add_text(f"{self.name}-text/about", guide(self.name), step=0)
+                page.flush()
+        return announcement(loggers, self.name)
+
+    def write(
+        self,
+        loggers: Sequence[Any],
+        measurement: Measurement,
+        history: Sequence[Mapping[str, Any]],
+        step: int,
+    ) -> None:
+        """Write a measurement to every logger.
+
+        Args:
+            loggers: ``trainer.loggers``, of any kind.
+            measurement: what was found.
+            history: records of the run so far, this measurement's included.
+            step: ``trainer.global_step``.
+        """
+        values = scalars(measurement, self.name)
+        for logger in loggers:
+            logger.log_metrics(values, step=step)
+        pages = _pages(loggers)
+        for page in pages:
+            self._write_page(page, values, measurement, step)
+        if self.figures:
+            self._draw(loggers, pages, measurement, history, step)
+        for page in pages:
+            page.flush()
+
+    def _write_page(
+        self,
+        page: TensorBoardPage,
+        values: Mapping[str, float],
+        measurement: Measurement,
+        step: int,
+    ) -> None:
+        if self.layout:
+            page.lay_out(self.name, values, measurement.bound)
+        if self.text:
+            for leaf in ("bound", "batch_bound"):
+                bound = getattr(measurement, leaf)
+                if bound is not None:
+                    page.add_text(f"{self.name}-text/{leaf}", bound_table(bound), step)
+        eigenvalues = measurement.total.eigenvalues
+        if self.histogram and eigenvalues is not None:
+            tag = f"{self.name}-spectrum/decades_above_tolerance"
+            page.add_decades(tag, eigenvalues, measurement.total.tolerance, step)
+
+    def _draw(
+        self,
+        loggers: Sequence[Any],
+        pages: Sequence[TensorBoardPage],
+        measurement: Measurement,
+        history: Sequence[Mapping[str, Any]],
+        step: int,
+    ) -> None:
+        sinks = [sink for sink in map(image_sink, loggers) if sink is not None]
+        if not (sinks or pages):
+            return
+        for leaf, figure in draw(measurement, history):
+            tag = f"{self.name}-figures/{leaf}"
+            for page in pages:
+                page.add_figure(tag, figure, step)
+            for sink in sinks:
+                sink(tag, figure, step)
+
+
+def draw(
+    measurement: Measurement, history: Sequence[Mapping[str, Any]]
+) -> Iterator[tuple[str, Figure]]:
+    """Draw the figures that a measurement has data for, one at a time, with their names."""
+    from lightning_hessrank.dashboard import figures
+
+    total = measurement.total
+    yield "overview", figures.history_figure(history)
+    yield "sorted", figures.sorted_figure(total, measurement.bound)
+    if total.eigenvalues is not None:
+        yield "spectrum", figures.spectrum_figure(total)
+    if measurement.layers:
+        yield "layers", figures.layers_figure(measurement.layers)
+        yield "layers_over_time", figures.layers_over_time_figure(history)
+
+
+def _pages(loggers: Sequence[Any]) -> list[TensorBoardPage]:
+    from lightning_hessrank.dashboard.tensorboard import TensorBoardPage  # slow to import
+
+    return [page for page in map(TensorBoardPage.of, loggers) if page is not None]

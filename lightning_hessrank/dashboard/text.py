@@ -1,0 +1,65 @@
+"""What the numbers mean, in words, for TensorBoard's Text page (Markdown, but no maths or HTML)."""
+
+from __future__ import annotations
+
+from lightning_hessrank.results import RankBound, validity
+
+_GUIDE = """\
+### How to read the rank of the loss Hessian
+
+**What is measured.** The Hessian of the mean loss over the reference data, with respect to the \
+trainable parameters, at the live weights. Its *numerical rank* is the number of eigenvalues \
+beyond a tolerance, given relative to the largest |eigenvalue|. The same data, tolerance \
+and method at every step of the run.
+
+| tag | meaning |
+|---|---|
+| `{name}/rank` | the exact count at the run's tolerance, as a rule machine precision |
+| `{name}/rank_outer`, `rank_functional` | ranks of the two parts whose sum is the Hessian: \
+outer-product (generalised Gauss-Newton) and functional (the network's curvature times residuals) |
+| `{name}-tolerance/rank_1e-1` … `rank_1e-6` | counts at coarser tolerances: the large eigenvalues |
+| `{name}-estimate/rank`, `rank_lower`, `rank_upper` | a stochastic estimate and its 95 % \
+interval; it never stands in for the exact rank |
+| `{name}-bound/rank` | the bound that the architecture implies for its linear surrogate |
+| `{name}/batch_bound` | a bound for the live, nonlinear network on these very data |
+| `{name}-spectrum/gap` | how clear the cut is: the last eigenvalue counted over the next one |
+| `{name}-spectrum/decades_above_tolerance` | histogram of log10(abs(eigenvalue) / tolerance): \
+what is right of zero is counted |
+| `{name}-time/overhead` | share of the time since training began that went into measuring |
+
+**Is the rank at the bound?** For linear activations the bound is a *theorem*: the rank cannot \
+exceed it. For others it is a *reference line*: the rank at machine precision may well lie above, \
+and close to the number of parameters; what then follows training are the counts at 1e-3 and 1e-1.
+
+**Can the number be trusted?** A gap of several decades says that the count does not hang on the \
+tolerance. A gap near 1 means that eigenvalues run through the tolerance without a break: read the \
+counts as a curve over the tolerance, not as one number.
+
+**Smoothing** draws values that were never measured: set it to 0."""
+
+
+def guide(name: str) -> str:
+    """Reading guide for the tags of one monitor."""
+    return _GUIDE.format(name=name)
+
+
+def bound_table(bound: RankBound) -> str:
+    """Markdown tables of a bound: totals with their validity, then layer by layer."""
+    title = "Batch bound" if bound.kind == "batch" else "Linear bound"
+    sums = [("**total**", bound.total), ("outer-product", bound.outer)]
+    sums += [("functional", bound.functional), ("parameters", bound.num_parameters)]
+    block = "Hessian" if bound.functional is None else "functional Hessian"
+    lines = [
+        f"### {title}: {bound.total:,} ({validity(bound.is_theorem)})",
+        "",
+        f"{bound.kind}: {bound.reason}",
+        "",
+        "| | rank at most |",
+        "|---|---:|",
+        *(f"| {name} | {value:,} |" for name, value in sums if value is not None),
+        "",
+        f"| layer | parameters | its columns of the {block} |",
+        "|---|---:|---:|",
+        *(f"| `{x.name}` | {x.num_parameters:,} | {x.functional:,} |" for x in bound.layers),
+    ]
+    return "\n".join(lines)
