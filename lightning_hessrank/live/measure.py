@@ -86,10 +86,10 @@ def measure(
         unexplained = unexplained_share(curvature, seed=seed) if known else 0.0
         unexplained = max(processes.gather(unexplained))
         limits = _limits(bound if unexplained <= SPLIT_TOLERANCE else None)
-        total = _shared(curvature.operator("total"), processes)
         choice = ""
-        if method == "auto":
-            chosen = choose_method(total, max_rank=limits["total"], rtol=rtol)
+        if method == "auto":  # timed on each process alone: they may need different times
+            alone = curvature.operator("total")
+            chosen = choose_method(alone, max_rank=limits["total"], rtol=rtol)
             method, choice = processes.first((chosen.method, chosen.reason))
 
         def rank(operator: SymmetricOperator, part: Part, limit: int | None) -> RankEstimate:
@@ -117,7 +117,11 @@ def measure(
 
 
 def _shared(operator: SymmetricOperator, processes: Processes) -> SymmetricOperator:
-    return ReducedOperator(operator, processes.sum) if processes.count > 1 else operator
+    """Sum an operator over processes, which must all ask for blocks of the same size."""
+    if processes.count == 1:
+        return operator
+    operator.block_size = min(processes.gather(operator.block_size))
+    return ReducedOperator(operator, processes.sum)
 
 
 def _limits(bound: RankBound | None) -> dict[Part, int | None]:

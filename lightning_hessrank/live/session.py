@@ -85,7 +85,7 @@ class Session:
         projected = self.processes.first(self.series.clock.projected_overhead())
         return projected < max_overhead
 
-    def take(self, trainer: Any, module: Any, epoch: int) -> Measurement:
+    def take(self, trainer: Any, module: Any) -> Measurement:
         """Measure the module as it is now.
 
         Raises:
@@ -102,7 +102,7 @@ class Session:
             ranks = self._measure(trainer, subject)
         return Measurement(
             step=trainer.global_step,
-            epoch=epoch,
+            epoch=trainer.current_epoch,
             total=ranks.total,
             outer=ranks.parts.get("outer"),
             functional=ranks.parts.get("functional"),
@@ -136,6 +136,12 @@ class Session:
                 f"the rank is nan, first at step {trainer.global_step}: {error}"
             )
             return Ranks({"total": nan_estimate(subject.num_parameters, method=method, rtol=rtol)})
+        if len(ranks.parts) == 1:
+            self.failures.warn_once(
+                "the total rank only: no known loss function was seen in the step, so the network's "
+                'output is unknown; return {"loss": loss, "output": output} from training_step or '
+                "loss_fn, or use a loss of torch.nn.functional"
+            )
         if ranks.choice:
             logger.info("%s: %s", settings.name, ranks.choice)
         series.meaning["method"] = ranks.total.method
