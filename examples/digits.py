@@ -127,17 +127,16 @@ def print_counts(history: list[dict[str, Any]]) -> None:
         print(f"{epoch:>5}", *counts, f"{record['rank']:>8}")
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--model", choices=["mlp", "cnn"], default="mlp")
     parser.add_argument("--activation", choices=list(ACTIVATIONS), default="relu")
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--logdir", default="runs")
-    args = parser.parse_args()
-    # Eight small images a step: a loader in this process is the fastest there is.
+    args = parser.parse_args(argv)
+    # The images are in memory: a loader without worker processes is the fastest there is.
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
-    warnings.filterwarnings("ignore", ".*LeafSpec.*")
 
     pl.seed_everything(args.seed)
     model, data = Classifier(args.model, args.activation), Digits()

@@ -1,28 +1,21 @@
-"""The callback: schedule, history and logging around measurements that need no Trainer."""
+"""The callback: hooks and schedule around measurements that need no Trainer."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-import time
-import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+import weakref
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from torch.nn.parameter import UninitializedParameter
 
 from lightning_hessrank.dashboard import Dashboard, scalars
-from lightning_hessrank.live.clock import Clock
-from lightning_hessrank.live.measure import Ranks, measure
-from lightning_hessrank.live.network import reference_bound
-from lightning_hessrank.live.reference import ReferenceData, as_batches
-from lightning_hessrank.live.step import LossFn, module_step
-from lightning_hessrank.live.subject import Subject
-from lightning_hessrank.operators import NonFiniteError
-from lightning_hessrank.rank import nan_estimate
-from lightning_hessrank.results import BoundNotAvailableError, Measurement, RankBound
-from lightning_hessrank.tolerance import check_rtol
+from lightning_hessrank.live.failures import HessianRankWarning
+from lightning_hessrank.live.session import Session
+from lightning_hessrank.live.settings import Settings
+from lightning_hessrank.live.step import LossFn
+from lightning_hessrank.results import Measurement
 
 if TYPE_CHECKING:
     from pytorch_lightning.callbacks import Callback
@@ -34,8 +27,7 @@ else:
     Callback = type("Callback", tuple(importlib.import_module(m).Callback for m in _found), {})
 
 
-class HessianRankWarning(UserWarning):
-    """A measurement failed or means less than it seems; training went on."""
+__all__ = ["HessianRankMonitor", "HessianRankWarning"]
 
 
 class HessianRankMonitor(Callback):
@@ -66,17 +58,20 @@ class HessianRankMonitor(Callback):
         max_samples: use at most so many samples of the reference data; ``None``: all.
         loss_fn: ``loss_fn(module, batch) -> scalar``, a mean over samples, called with the copy of
             the module; ``None``: the module's own ``training_step``.
-        module_mode: ``"eval"`` (dropout off, running statistics of batch norm) or ``"train"`` (what
-            training sees, with randomness frozen to one draw).
+        module_mode: ``"eval"`` (dropout off, running statistics of batch norm) or ``"train"``
+            (every submodule in the mode that training has it in, with randomness frozen to one
+            draw).
+        layers: also measure the rank of each layer's diagonal block of the Hessian.
+        max_overhead: largest share of the wall time of the run, in (0, 1), that measuring may take.
+            The first measurement is exempt; a later one starts only if the share, projected with
+            one more as long as the last, stays below. Those skipped are counted and logged.
         on_error: what a failed measurement does: ``"warn"`` and go on training, or ``"raise"``.
+        progress_bar: show one for measurements longer than a few seconds, unless the Trainer's own
+            is switched off.
         prog_bar: also show the rank in the Trainer's progress bar, like ``log(prog_bar=True)``.
         name: first part of every logged name, and of the key in checkpoints, so that several
             monitors can run side by side.
         seed: of every random probe, and of randomness inside the step.
-
-    Attributes:
-        history: one plain dict per measurement; see :meth:`results.Measurement.record`. It survives
-            checkpoint and resume.
 
     Raises:
         ValueError: an argument is out of range.
@@ -94,7 +89,10 @@ class HessianRankMonitor(Callback):
         max_samples: int | None = 512,
         loss_fn: LossFn | None = None,
         module_mode: Literal["eval", "train"] = "eval",
+        layers: bool = False,
+        max_overhead: float | None = None,
         on_error: Literal["warn", "raise"] = "warn",
+        progress_bar: bool = True,
         prog_bar: bool = False,
         name: str = "hessian",
         seed: int = 0,
@@ -102,217 +100,166 @@ class HessianRankMonitor(Callback):
         super().__init__()
         if every_n_epochs is None and every_n_steps is None:
             every_n_epochs = 1
-        self.every_n_epochs = _positive("every_n_epochs", every_n_epochs)
-        self.every_n_steps = _positive("every_n_steps", every_n_steps)
-        self.method = _choice("method", method, ("auto", "dense", "sketch", "lanczos"))
-        self.rtol = None if rtol is None else check_rtol(rtol)
-        self.data = data
-        self.max_samples = _positive("max_samples", max_samples)
-        if loss_fn is not None and not callable(loss_fn):
-            raise TypeError(
-                f"loss_fn must be a function loss_fn(module, batch) -> scalar, got {loss_fn!r}"
-            )
-        self.loss_fn = loss_fn
-        self.module_mode = _choice("module_mode", module_mode, ("eval", "train"))
-        self.on_error = _choice("on_error", on_error, ("warn", "raise"))
-        self.prog_bar = prog_bar
-        if not name or not isinstance(name, str):
-            raise ValueError(f"name must be a non-empty string, got {name!r}")
-        self.name = name
-        self.seed = seed
+        self.settings = Settings(
+            every_n_epochs=every_n_epochs,
+            every_n_steps=every_n_steps,
+            method=method,
+            rtol=rtol,
+            data=data,
+            max_samples=max_samples,
+            loss_fn=loss_fn,
+            module_mode=module_mode,
+            layers=layers,
+            max_overhead=max_overhead,
+            on_error=on_error,
+            progress_bar=progress_bar,
+            prog_bar=prog_bar,
+            name=name,
+            seed=seed,
+        )
         self.dashboard = Dashboard(name=name)
-        self.history: list[dict[str, Any]] = []
-        self._reference: ReferenceData | None = None
-        self._saved_fingerprint: str | None = None
-        self._bound: RankBound | None = None
-        self._bound_sought = False
-        self._awaiting_first_batch = True
-        self._last_step: int | None = None
-        self._clock = Clock()
+        self._run: tuple[Any, Any] | None = None
+        self._begin_run()
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """One plain dict per measurement of the run; it survives checkpoint and resume."""
+        return self._session.series.history
+
+    def _begin_run(self) -> None:
+        self._session = Session(self.settings)
+        self._first_batch_pending = True
+        self._seen_step = 0
 
     # -- schedule ------------------------------------------------------------------------------
 
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Begin anew, unless the same Trainer goes on with the same module."""
+        if stage != "fit":
+            return
+        run = (weakref.ref(trainer), weakref.ref(pl_module))
+        if self._run is not None and self._run != run:
+            self._begin_run()
+        self._run = run
+
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Start the clock and the dashboard."""
-        self._awaiting_first_batch = True
-        self._clock.start()
-        if trainer.is_global_zero:
-            self.dashboard.start(trainer.loggers)
+        """Start the clock and the dashboard; refuse strategies that cannot be measured."""
+        self._first_batch_pending = True
+        failures = self._session.failures
+        failures.silent = not trainer.is_global_zero
+        self._session.series.clock.start()
+        with failures.handled("no rank will be measured"):
+            self._session.join(trainer)
+        with failures.handled("the dashboard could not be set up"):
+            if trainer.is_global_zero:
+                self.dashboard.start(trainer.loggers)
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Note where training begins, or goes on."""
+        self._seen_step = trainer.global_step
 
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
         """Keep the first batch as reference data, and measure before the first optimiser step."""
-        if not self._awaiting_first_batch:
+        session = self._session
+        if not self._first_batch_pending or session.failures.final:
             return
-        self._awaiting_first_batch = False
-        if self.history and self.history[-1]["step"] > trainer.global_step:
-            self._forget()  # the same monitor in a new run
-        with self._failures_warned():
-            self._collect_reference(pl_module, batch)
+        with session.failures.handled("there are no reference data"):
+            session.collect_reference(pl_module, batch)
+        if any(isinstance(p, UninitializedParameter) for p in pl_module.parameters()):
+            return  # lazy modules: as soon as the first step has given them a shape
+        self._first_batch_pending = False
+        epoch = trainer.current_epoch
         if not self.history:
-            self._measure(trainer, pl_module)
+            self._measure(trainer, pl_module, epoch)
+        elif self._falls_on(epoch) and batch_idx == 0 and epoch > 0:
+            # Resumed from a checkpoint that was saved between the last step of a due epoch and its
+            # end (during validation): that epoch's measurement is not in it.
+            self._measure(trainer, pl_module, epoch - 1)
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Measure after every ``every_n_steps`` optimiser steps."""
-        if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
-            self._measure(trainer, pl_module)
+        step, n = trainer.global_step, self.settings.every_n_steps
+        if n and step // n > self._seen_step // n:  # several optimisers take several steps a batch
+            self._measure(trainer, pl_module, trainer.current_epoch)
+        self._seen_step = step
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Measure after every ``every_n_epochs`` epochs."""
-        if self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
-            self._measure(trainer, pl_module)
+        if self._falls_on(trainer.current_epoch + 1):
+            self._measure(trainer, pl_module, trainer.current_epoch)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Measure the trained network, unless that has just been done."""
-        self._measure(trainer, pl_module)
+        self._measure(trainer, pl_module, trainer.current_epoch)
+        self._session.failures.summarise()
+
+    def _falls_on(self, epochs_done: int) -> bool:
+        n = self.settings.every_n_epochs
+        return n is not None and epochs_done % n == 0
 
     # -- one measurement -----------------------------------------------------------------------
 
-    def _measure(self, trainer: Any, module: Any) -> None:
+    def _measure(self, trainer: Any, module: Any, epoch: int) -> None:
         """Measure, remember and log; at most once at each step."""
-        if self._reference is None or self._last_step == trainer.global_step:
+        session, series = self._session, self._session.series
+        step = trainer.global_step
+        if session.failures.final or series.last_step == step:
             return
-        self._last_step = trainer.global_step
-        with self._failures_warned(), self._clock.measuring():
-            measurement = self._take(trainer, module)
-            self.history.append(measurement.record())
+        if series.reference is None:  # a loader that failed may be better by now
+            with session.failures.handled("there are no reference data"):
+                session.collect_reference(module, None)
+        if series.reference is None:
+            return
+        measurement = None
+        if session.affordable(self.settings.max_overhead):
+            with session.failures.handled(f"no rank was measured at step {step}"):
+                measurement = session.take(trainer, module, epoch)
+                series.add(measurement)
+        else:
+            series.skipped += 1
+        series.last_step = step
+        with session.failures.handled("what was measured could not be logged"):
             self._log(trainer, measurement)
 
-    def _take(self, trainer: Any, module: Any) -> Measurement:
-        assert self._reference is not None
-        began = time.perf_counter()
-        subject = Subject(
-            module,
-            self._reference.batches,
-            module_step(module, self.loss_fn),
-            training=self.module_mode == "train",
-            seed=self.seed,
-            trainer=trainer,
-        )
-        try:
-            self._bound_once(subject)
-            ranks = measure(subject, rtol=self.rtol)
-        except NonFiniteError as error:
-            self._warn(f"the rank at step {trainer.global_step} is nan: {error}")
-            ranks = Ranks({"total": nan_estimate(subject.num_parameters, rtol=self.rtol)})
-        finally:
-            subject.release()
-        return Measurement(
-            step=trainer.global_step,
-            epoch=trainer.current_epoch,
-            total=ranks.parts["total"],
-            outer=ranks.parts.get("outer"),
-            functional=ranks.parts.get("functional"),
-            bound=self._bound,
-            loss=ranks.loss,
-            seconds=time.perf_counter() - began,
-            overhead=self._clock.overhead(),
-        )
-
-    def _bound_once(self, subject: Subject) -> None:
-        """Find the linear bound at the first measurement; it is constant within a run."""
-        if self._bound_sought:
+    def _log(self, trainer: Any, measurement: Measurement | None) -> None:
+        """Log a measurement, or that there was none."""
+        name, step = self.settings.name, trainer.global_step
+        if measurement is None:
+            values = {f"{name}-time/skipped": float(self._session.series.skipped)}
+            for logger in trainer.loggers if trainer.is_global_zero else ():
+                logger.log_metrics(values, step=step)
             return
-        self._bound_sought = True
-        try:
-            self._bound = reference_bound(subject)
-        except BoundNotAvailableError as error:
-            self._warn(f"the rank is logged without a bound: {error}")
-
-    def _log(self, trainer: Any, measurement: Measurement) -> None:
-        values = scalars(measurement, self.name)
+        values = scalars(measurement, name)
         trainer.callback_metrics.update({k: torch.tensor(v) for k, v in values.items()})
-        if self.prog_bar:
-            trainer.progress_bar_metrics[f"{self.name}/rank"] = float(measurement.total.rank)
+        if self.settings.prog_bar:
+            trainer.progress_bar_metrics[f"{name}/rank"] = float(measurement.total.rank)
         if trainer.is_global_zero:
-            self.dashboard.write(trainer.loggers, measurement, self.history, measurement.step)
-
-    def _collect_reference(self, module: Any, first_batch: Any) -> None:
-        if self._reference is not None:
-            return
-        if self.data is None:
-            batches: Iterable[Any] = [first_batch]
-        else:
-            batches = as_batches(self.data, module._apply_batch_transfer_handler)
-        self._reference = ReferenceData.collect(batches, self.max_samples)
-        saved = self._saved_fingerprint
-        if saved is not None and saved != self._reference.fingerprint():
-            self._warn(
-                "the reference data differ from those of the run that is resumed, so ranks before "
-                "and after this point are not comparable; pass the same data=... to the monitor"
-            )
-
-    def _forget(self) -> None:
-        self.history.clear()
-        self._reference = None
-        self._saved_fingerprint = None
-        self._bound, self._bound_sought = None, False
-        self._last_step = None
-
-    # -- failures ------------------------------------------------------------------------------
-
-    @contextmanager
-    def _failures_warned(self) -> Iterator[None]:
-        """Turn an error into a warning, so that training goes on, unless told to raise."""
-        try:
-            yield
-        except Exception as error:
-            if self.on_error == "raise":
-                raise
-            self._warn(f"no rank was measured: {error}")
-
-    def _warn(self, message: str) -> None:
-        warnings.warn(f"HessianRankMonitor: {message}", HessianRankWarning, stacklevel=2)
+            self.dashboard.write(trainer.loggers, measurement, self.history, step)
 
     # -- state ---------------------------------------------------------------------------------
 
     @property
     def state_key(self) -> str:
         """Key of this monitor's state in a checkpoint."""
-        return self._generate_state_key(name=self.name)
+        return self._generate_state_key(name=self.settings.name)
 
     def state_dict(self) -> dict[str, Any]:
         """Return history and reference data: builtin types and tensors only."""
-        reference = None if self._reference is None else self._reference.state_dict()
-        return {
-            "history": self.history,
-            "reference": reference,
-            "bound": None if self._bound is None else self._bound.to_dict(),
-            "bound_sought": self._bound_sought,
-            "clock": self._clock.state_dict(),
-        }
+        return self._session.series.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up history and reference data of the run that is resumed."""
-        self.history = list(state_dict["history"])
-        self._last_step = self.history[-1]["step"] if self.history else None
-        self._clock.load_state_dict(state_dict["clock"])
-        bound = state_dict["bound"]
-        self._bound = None if bound is None else RankBound.from_dict(bound)
-        self._bound_sought = state_dict["bound_sought"]
-        reference = state_dict["reference"] or {}
-        self._saved_fingerprint = reference.get("fingerprint")
-        if "batches" in reference:
-            self._reference = ReferenceData(reference["batches"])
+        """Take up history, reference data and settings of the run that is resumed."""
+        changed = self._session.series.load_state_dict(state_dict)
+        if changed:
+            self._session.failures.warn_once(
+                "all ranks of a run mean the same, so the resumed one goes on with "
+                + ", ".join(changed)
+            )
 
-
-def _positive(name: str, value: int | None) -> int | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be a positive integer or None, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be a positive integer or None, got {value}")
-    return value
-
-
-_T = TypeVar("_T", bound=str)
-
-
-def _choice(name: str, value: _T, choices: tuple[str, ...]) -> _T:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
-    return value
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what belongs to this process."""
+        return {**vars(self), "_run": None}

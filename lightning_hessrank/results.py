@@ -55,6 +55,8 @@ class RankEstimate:
     """Shape ``(num_parameters,)``, float64, ascending (dense), else ``None``."""
     counts: Mapping[float, float] = field(default_factory=dict, repr=False)
     """Relative tolerance -> count, at the tolerances that the method resolved."""
+    count_errors: Mapping[float, float] = field(default_factory=dict, repr=False)
+    """Relative tolerance -> standard error of the count; empty where all counts are exact."""
     num_probes: int | None = None
     """Independent probes behind ``std_error`` (lanczos), else ``None``."""
 
@@ -163,6 +165,14 @@ class RankBound:
     """Whether it holds for this very network, not only for its linear surrogate."""
     reason: str
     """One sentence: why it holds, or why it is a reference line only."""
+    input_rank: int | None = None
+    """Rank of the inputs that the bound holds for; the input dimension for any data."""
+    num_samples: int | None = None
+    """Number of samples that the bound holds for; ``None``: any number."""
+    outputs: int | None = None
+    """Outputs per sample that the loss can see: ``K``, or ``K - 1`` for softmax."""
+    seconds: float = 0.0
+    """Wall time spent."""
 
     def plot(self) -> Figure:
         """Draw what each layer can add to the rank, beside its number of parameters.
@@ -278,8 +288,21 @@ def format_bound(bound: RankBound) -> str:
 
     rule = "-" * (sum(widths) + 4)
     title = f"Rank bound of the loss Hessian ({bound.kind}, {validity(bound.is_theorem)})"
-    sums = [("total", bound.total), ("outer-product", bound.outer)]
-    sums += [("functional", bound.functional), ("parameters", bound.num_parameters)]
+    sums = [("outer-product", bound.outer), ("functional", bound.functional)]
+    sums += [("total", bound.total), ("parameters", bound.num_parameters)]
     totals = [f"{name:<14}{value:>12,}" for name, value in sums if value is not None]
-    body = [line(rows[0]), rule, *map(line, rows[1:])]
-    return "\n".join([title, "", *body, "", *totals, "", bound.reason])
+    body = [line(rows[0]), rule, *map(line, rows[1:]), rule]
+    return "\n".join([title, *_conditions(bound), "", *body, *totals, "", bound.reason])
+
+
+def _conditions(bound: RankBound) -> list[str]:
+    """What a bound holds for, in words."""
+    facts = []
+    if bound.input_rank is not None:
+        facts.append(f"inputs of rank {bound.input_rank:,}")
+    if bound.num_samples is not None:
+        facts.append(f"{bound.num_samples:,} samples")
+    if bound.outputs is not None:
+        facts.append(f"{bound.outputs:,} effective outputs per sample")
+    facts += [f"computed in {bound.seconds:.2g} s"] if bound.seconds else []
+    return ["for " + ", ".join(facts)] if facts else []

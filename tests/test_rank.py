@@ -9,6 +9,7 @@ import re
 
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from lightning_hessrank import hessian_rank
@@ -135,6 +136,23 @@ def test_linear_chains_have_the_ranks_of_the_closed_form(case: int, loss: str) -
         for part in ("outer", "functional", "total")
     )
     assert found == expected
+
+
+@pytest.mark.parametrize(("loss", "expected"), [("mse", 880), ("cross_entropy", 801)])
+def test_rank_on_real_digits_is_that_of_the_closed_form(loss: str, expected: int) -> None:
+    """The first 600 digits have input rank 58 of 64; K' = 10 and 9."""
+    digits = load_digits()
+    x = torch.tensor(digits.data[:600] / 16)
+    labels = torch.tensor(digits.target[:600])
+    model = nn.Sequential(nn.Linear(64, 20, bias=False), nn.Linear(20, 10, bias=False))
+    assert numerical_rank(torch.linalg.svdvals(x)).rank == 58
+    assert closed_form([64, 20, 10], 58, 10 if loss == "mse" else 9)[2] == expected
+    if loss == "mse":
+        estimate = hessian_rank(model, mse, (x, nn.functional.one_hot(labels, 10).double()))
+    else:
+        estimate = hessian_rank(model, cross_entropy, (x, labels))
+    assert estimate.rank == expected
+    assert estimate.gap is None or estimate.gap > 1e4
 
 
 def test_result_carries_tolerance_cost_and_spectrum() -> None:

@@ -59,29 +59,56 @@ class InputSpan:
         """Rank of the inputs with a column of ones appended, for networks with constants."""
         if self.data is None:
             return self.rank + 1
-        return matrix_rank(torch.cat([self.data, self.data.new_ones(len(self.data), 1)], dim=1))
+        return matrix_rank(self._augmented)
 
     def sample(self, count: int, generator: torch.Generator, *, affine: bool) -> tuple[Tensor, ...]:
-        """Draw ``count`` generic inputs from the span; affine combinations of given data."""
+        """Draw ``count`` generic inputs from the span, well conditioned; affine ones if asked."""
+        if self.data is None and self.given_rank is None:
+            return unflatten(_gaussian(self.like[0], generator, count, self.features), self.like)
+        basis = self._affine_basis if affine else self._basis
+        rows = _mixture(self.like[0], generator, count, len(basis)) @ basis
+        if affine:
+            rows = rows[:, :-1] / rows[:, -1:]
+        return unflatten(rows, self.like)
 
-        def draw(*shape: int) -> Tensor:
-            return torch.randn(shape, generator=generator, dtype=torch.float64).to(self.like[0])
+    @cached_property
+    def _basis(self) -> Tensor:
+        """Orthonormal basis of the inputs' span, shape ``(rank, features)``."""
+        if self.data is None:
+            own = torch.Generator().manual_seed(1)
+            shape = (self.features, self.rank)
+            return torch.linalg.qr(_gaussian(self.like[0], own, *shape)).Q.T
+        return torch.linalg.svd(self.data, full_matrices=False).Vh[: self.rank]
 
-        if self.data is not None:
-            number = len(self.data)
-            mixture = draw(count, number) / number**0.5
-            if affine:
-                mixture = mixture - mixture.mean(1, keepdim=True) + 1 / number
-            flat = mixture @ self.data
-        elif self.given_rank is not None:
-            basis = torch.Generator().manual_seed(1)
-            directions = torch.randn(
-                self.rank, self.features, generator=basis, dtype=torch.float64
-            ).to(self.like[0])
-            flat = draw(count, self.rank) @ directions / max(1, self.rank) ** 0.5
-        else:
-            flat = draw(count, self.features)
-        return unflatten(flat, self.like)
+    @cached_property
+    def _affine_basis(self) -> Tensor:
+        """The same with a constant one appended to every input."""
+        if self.data is None:
+            corner = torch.block_diag(self._basis, self.like[0].new_ones(1, 1))
+            return corner
+        return torch.linalg.svd(self._augmented, full_matrices=False).Vh[: self.affine_rank]
+
+    @property
+    def _augmented(self) -> Tensor:
+        assert self.data is not None
+        return torch.cat([self.data, self.data.new_ones(len(self.data), 1)], dim=1)
+
+    def restrict(self, functionals: Tensor) -> Tensor:
+        """Linear functionals of the inputs, one a row, as seen on the given data only."""
+        return functionals if self.data is None else functionals @ self.data.T
+
+
+def _gaussian(like: Tensor, generator: torch.Generator, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(like)
+
+
+def _mixture(like: Tensor, generator: torch.Generator, count: int, rank: int) -> Tensor:
+    """Random coefficients ``(count, rank)``: near orthogonal, so that ranks stay clear-cut."""
+    mixture = _gaussian(like, generator, count, rank)
+    if count > rank or not count:
+        return mixture
+    scales = 0.5 + torch.rand(count, 1, generator=generator, dtype=torch.float64).to(like)
+    return scales * torch.linalg.qr(mixture.T).Q.T
 
 
 def flatten(inputs: Sequence[Tensor]) -> Tensor:

@@ -11,8 +11,15 @@ from torch import Tensor
 from lightning_hessrank.bounds.closed_form import ClosedForm, biased_chain_rank, chain_rank
 from lightning_hessrank.bounds.model import LinearModel, linear_model
 from lightning_hessrank.bounds.network import LossKind, Network
+from lightning_hessrank.bounds.patch import Ranks, patch_ranks
+from lightning_hessrank.bounds.sampling import generic_ranks, generic_width, sharpened
 from lightning_hessrank.bounds.surrogate import INPUT, LayerUse, layer_name
-from lightning_hessrank.results import BoundNotAvailableError, LayerBound, RankBound
+from lightning_hessrank.results import (
+    BoundKind,
+    BoundNotAvailableError,
+    LayerBound,
+    RankBound,
+)
 
 LinearKind = Literal["auto", "closed-form", "generic", "patch"]
 
@@ -45,10 +52,43 @@ def linear_bound(
     _check_arguments(data, input_rank, kind)
     start = time.perf_counter()
     model = linear_model(network, loss, data=data, input_rank=input_rank, seed=seed)
-    form = closed_form(model)
-    if isinstance(form, ClosedForm):
-        return _closed_form_result(model, form, time.perf_counter() - start)
-    raise BoundNotAvailableError(f"no closed form: {form}")
+    found, ranks = _choose(model, kind)
+    return RankBound(
+        total=ranks.total,
+        outer=ranks.outer,
+        functional=ranks.functional,
+        layers=tuple(
+            LayerBound(name, model.layer_size(name), ranks.columns[name]) for name in model.layers
+        ),
+        num_parameters=model.num_parameters,
+        kind=found,
+        is_theorem=not model.trace.replaced,
+        reason=_reason(model),
+        input_rank=model.span.rank,
+        num_samples=model.span.num_samples,
+        outputs=model.outputs,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _choose(model: LinearModel, kind: LinearKind) -> tuple[BoundKind, Ranks]:
+    """The ranks of one kind; for ``"auto"`` the smallest that takes seconds."""
+    if kind in {"auto", "closed-form"}:
+        form = closed_form(model)
+        if isinstance(form, ClosedForm):
+            return "closed-form", _layered(model, form)
+        if kind == "closed-form":
+            raise BoundNotAvailableError(f"no closed form: {form}")
+    bound = patch_ranks(model)
+    width = generic_width(model, bound)
+    if kind == "generic" and width is None:
+        raise BoundNotAvailableError(
+            f"the exact generic rank of this network ({model.num_parameters:,} parameters, rank up "
+            f"to {bound.total:,}) would take too long; pass kind='patch' or kind='auto'"
+        )
+    if kind != "patch" and width is not None:
+        return "generic", generic_ranks(model, bound, width)
+    return "patch", sharpened(model, bound)
 
 
 def _check_arguments(data: Sequence[Tensor] | None, input_rank: int | None, kind: str) -> None:
@@ -116,28 +156,14 @@ def _not_a_link(model: LinearModel, use: LayerUse) -> str | None:
     return None
 
 
-def _closed_form_result(model: LinearModel, form: ClosedForm, seconds: float) -> RankBound:
-    columns = {
-        layer_name(min(use.weights | use.biases)): column
-        for use, column in zip(model.trace.uses, form.columns, strict=True)
-    }
-    layers = tuple(
-        LayerBound(name, size := model.layer_size(name), min(size, columns.get(name, 0)))
-        for name in model.layers
-    )
-    p, n = model.num_parameters, model.span.num_samples
+def _layered(model: LinearModel, form: ClosedForm) -> Ranks:
+    """The closed form with its columns by layer, capped by parameters and samples."""
+    columns, p, n = dict.fromkeys(model.layers, 0), model.num_parameters, model.span.num_samples
+    for use, column in zip(model.trace.uses, form.columns, strict=True):
+        layer = layer_name(min(use.weights | use.biases))
+        columns[layer] = min(model.layer_size(layer), column)
     outer = min(p, form.outer, p if n is None else n * model.outputs)
-    functional = min(p, form.functional)
-    return RankBound(
-        total=min(p, form.total),
-        outer=outer,
-        functional=functional,
-        layers=layers,
-        num_parameters=p,
-        kind="closed-form",
-        is_theorem=not model.trace.replaced,
-        reason=_reason(model),
-    )
+    return Ranks(min(p, form.total), outer, min(p, form.functional), columns, columns)
 
 
 def _reason(model: LinearModel) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -77,8 +79,6 @@ class Trace:
     """The use whose output each output is."""
     softmax_dim: int | None = None
     """Of the ``log_softmax`` that a single output came from."""
-    touched: set[str] = field(default_factory=set)
-    """Parameters that some operation on activations used."""
 
 
 class Weights:
@@ -97,6 +97,15 @@ class Weights:
             value /= max(1, like[0].numel()) ** 0.5
         return value.to(like)
 
+    def moved(self) -> Weights:
+        """The same weights with a random direction as tangent, for forward-mode derivatives."""
+        moved = copy.copy(self)
+        moved.values = {
+            name: forward_ad.make_dual(value, self.draw(value))
+            for name, value in self.values.items()
+        }
+        return moved
+
     def rewind(self) -> None:
         """Start a run: constants come in the order in which they were first drawn."""
         self._next = 0
@@ -107,11 +116,6 @@ class Weights:
             self._constants.append(torch.randn(size, generator=self.generator, dtype=torch.float64))
         self._next += 1
         return self._constants[self._next - 1].to(like)
-
-    def at_use(self, index: int, role: str, value: Tensor) -> Tensor:
-        """The value that use ``index`` sees in the place of ``value``; here: the same."""
-        del index, role
-        return value
 
 
 class Surrogate:
@@ -347,8 +351,6 @@ class _Call:
             if value is None:
                 continue
             tag = self.mode._tag_of(value)
-            if isinstance(tag, Weight):
-                value = self.mode.weights.at_use(len(self.mode.trace.uses), role, value)
             result = apply(result, channels_last(value, x) if per_channel else value)
             if isinstance(tag, Weight):
                 empty: frozenset[str] = frozenset()
@@ -363,20 +365,16 @@ class _Call:
         if call is None:
             return self._other()
         mode, index = self.mode, len(self.mode.trace.uses)
-        weight = mode.weights.at_use(index, "weight", call.weight)
-        output = call.apply(call.input, weight)
-        bias = call.bias
-        is_bias = mode.is_weight(bias)
-        if bias is not None:
-            bias = mode.weights.at_use(index, "bias", bias) if is_bias else bias
-            output = call.apply_bias(output, bias)
+        output = call.apply(call.input, call.weight)
+        if call.bias is not None:
+            output = call.apply_bias(output, call.bias)
         weight_tag = mode._tag_of(call.weight)
         bias_tag = mode._tag_of(call.bias)
         assert isinstance(weight_tag, Weight)
         self._record(
             weight_tag.names,
             bias_tag.names if isinstance(bias_tag, Weight) else frozenset(),
-            replace(call, weight=weight, bias=bias if is_bias else None),
+            call if mode.is_weight(call.bias) else replace(call, bias=None),
             output,
             is_linear=weight_tag.linear and (not isinstance(bias_tag, Weight) or bias_tag.linear),
         )
@@ -394,7 +392,6 @@ class _Call:
     ) -> None:
         _, tag = self._first()
         trace = self.mode.trace
-        trace.touched |= weights | biases
         folded = None
         if call is not None and call.type == "linear" and tag.positions > 1:
             m, c = call.slices.rows, call.slices.columns

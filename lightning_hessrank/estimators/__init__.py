@@ -1,5 +1,17 @@
 """From an operator to the rank of its matrix."""
 
-from lightning_hessrank.estimators.dense import dense_rank
+from lightning_hessrank.estimators.choose import MethodChoice, choose_method, estimate_rank
+from lightning_hessrank.estimators.dense import dense_parts, dense_rank
+from lightning_hessrank.estimators.lanczos import UnresolvedError, lanczos_rank
+from lightning_hessrank.estimators.sketch import sketch_rank
 
-__all__ = ["dense_rank"]
+__all__ = [
+    "MethodChoice",
+    "UnresolvedError",
+    "choose_method",
+    "dense_parts",
+    "dense_rank",
+    "estimate_rank",
+    "lanczos_rank",
+    "sketch_rank",
+]

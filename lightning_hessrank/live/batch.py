@@ -5,43 +5,76 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def map_tensors(batch: Any, function: Callable[[Tensor], Any]) -> Any:
     """Return a copy of ``batch`` with ``function`` applied to every tensor in it.
 
     Goes through dicts, lists, tuples, named tuples, dataclasses and the attributes of any other
-    object (shallow copies; objects that hold no tensor are shared).
+    object (shallow copies; objects that hold no tensor, and modules, are shared). A tensor or
+    object that occurs twice occurs twice in the copy.
     """
-    if isinstance(batch, Tensor):
-        return function(batch)
-    if isinstance(batch, Mapping):
-        items = {k: map_tensors(v, function) for k, v in batch.items()}
-        if type(batch) is dict:
-            return items
-        copied = copy.copy(batch)
-        copied.update(items)  # type: ignore[attr-defined]
-        return copied
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(map_tensors(x, function) for x in batch))
-    if isinstance(batch, (list, tuple)):
-        return type(batch)(map_tensors(x, function) for x in batch)
-    if dataclasses.is_dataclass(batch) or _holds_tensors(batch):
-        copied = copy.copy(batch)
-        for name, value in vars(batch).items():
-            object.__setattr__(copied, name, map_tensors(value, function))
-        return copied
-    return batch
+    return _Mapper(function)(batch)
 
 
-def _holds_tensors(batch: Any) -> bool:
-    if isinstance(batch, type) or not hasattr(batch, "__dict__"):
-        return False
-    return bool(list_tensors(list(vars(batch).values())))
+class _Mapper:
+    def __init__(self, function: Callable[[Tensor], Any]) -> None:
+        self._function = function
+        # id -> (original, result); the original is kept alive so that its id stays its own
+        self._done: dict[int, tuple[Any, Any]] = {}
+
+    def __call__(self, value: Any) -> Any:
+        if id(value) not in self._done:
+            self._done[id(value)] = value, value  # what a cycle leads back to
+            self._done[id(value)] = value, self._map(value)
+        return self._done[id(value)][1]
+
+    def _map(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return self._function(value)
+        if isinstance(value, Mapping):
+            items = {k: self(v) for k, v in value.items()}
+            if type(value) is dict:
+                return items
+            copied = copy.copy(value)
+            copied.update(items)  # type: ignore[attr-defined]
+            return copied
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return type(value)(*map(self, value))
+        if isinstance(value, (list, tuple)):
+            return type(value)(map(self, value))
+        return self._map_attributes(value)
+
+    def _map_attributes(self, value: Any) -> Any:
+        opaque = isinstance(value, (type, ModuleType, nn.Module))
+        attributes = {} if opaque else _attributes(value)
+        changed = {}
+        for name, old in attributes.items():
+            new = self(old)
+            if new is not old and (isinstance(old, Tensor) or list_tensors(old)):
+                changed[name] = new
+        if not changed:
+            return value
+        copied = copy.copy(value)
+        for name, new in changed.items():
+            object.__setattr__(copied, name, new)  # also where the class is frozen
+        return copied
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    """Return what an object holds, in ``__dict__`` or slots."""
+    found = dict(getattr(value, "__dict__", {}))
+    for base in type(value).__mro__:
+        slots = vars(base).get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            if hasattr(value, name) and not name.startswith("__"):
+                found[name] = getattr(value, name)
+    return found
 
 
 def list_tensors(batch: Any) -> list[Tensor]:
@@ -95,21 +128,33 @@ def cut_batch(batch: Any, size: int) -> Any:
 
 def _cut(batch: Any, full: int, size: int) -> Any:
     if isinstance(batch, Tensor):
-        return batch[:size].clone() if batch.ndim > 0 and batch.shape[0] == full else batch
-    if type(batch) is dict:
-        return {k: _cut(v, full, size) for k, v in batch.items()}
+        return _cut_tensor(batch, size) if _is_per_sample(batch, full) else batch
+    if isinstance(batch, Mapping):
+        items = {k: _cut(v, full, size) for k, v in batch.items()}
+        if type(batch) is dict:
+            return items
+        copied = copy.copy(batch)
+        copied.update(items)  # type: ignore[attr-defined]
+        return copied
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*(_cut(x, full, size) for x in batch))
-    if type(batch) in (list, tuple):
-        if len(batch) == full and not any(isinstance(x, (Tensor, list, dict)) for x in batch):
+    if isinstance(batch, (list, tuple)):
+        if len(batch) == full and not any(_is_per_sample(x, full) for x in batch):
             return batch[:size]
         return type(batch)(_cut(x, full, size) for x in batch)
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        fields = {
-            f.name: _cut(getattr(batch, f.name), full, size) for f in dataclasses.fields(batch)
-        }
-        copied = copy.copy(batch)
-        for name, value in fields.items():
-            object.__setattr__(copied, name, value)
-        return copied
+        record: Any = copy.copy(batch)
+        for field in dataclasses.fields(batch):
+            object.__setattr__(record, field.name, _cut(getattr(batch, field.name), full, size))
+        return record
     return batch
+
+
+def _is_per_sample(value: Any, full: int) -> bool:
+    return isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == full
+
+
+def _cut_tensor(tensor: Tensor, size: int) -> Tensor:
+    if tensor.layout is torch.strided:
+        return tensor[:size].clone()
+    return tensor.index_select(0, torch.arange(size, device=tensor.device))

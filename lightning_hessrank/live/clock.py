@@ -18,6 +18,7 @@ class Clock:
         self._now = now
         self._before = 0.0
         self._started: float | None = None
+        self._last = 0.0
         self.measured = 0.0
 
     def start(self) -> None:
@@ -38,17 +39,24 @@ class Clock:
         try:
             yield
         finally:
-            self.measured += self._now() - began
+            self._last = self._now() - began
+            self.measured += self._last
 
     def overhead(self) -> float:
         """Share of the run's wall time that went into finished measurements, in [0, 1]."""
         return self.measured / self.elapsed if self.elapsed > 0 else 0.0
 
+    def projected_overhead(self) -> float:
+        """Return what :meth:`overhead` would be after one more measurement as long as the last."""
+        after = self.elapsed + self._last
+        return (self.measured + self._last) / after if after > 0 else 0.0
+
     def state_dict(self) -> dict[str, float]:
         """Return what a checkpoint keeps."""
-        return {"elapsed": self.elapsed, "measured": self.measured}
+        return {"elapsed": self.elapsed, "measured": self.measured, "last": self._last}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         """Take up the times of the run that is resumed."""
         self._before = state["elapsed"]
         self.measured = state["measured"]
+        self._last = state["last"]

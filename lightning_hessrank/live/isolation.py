@@ -10,6 +10,9 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import checkpoint
+
+from lightning_hessrank.live.precision import KeepPrecision
 
 
 @contextmanager
@@ -58,26 +61,49 @@ def _rng_restorers() -> list[Callable[[], None]]:
 
 
 @contextmanager
-def differentiable_twice(dtype: torch.dtype) -> Iterator[None]:
-    """Set the global flags under which a step can be differentiated twice, in ``dtype``.
+def undisturbed() -> Iterator[None]:
+    """Compute with plain autograd inside, whatever the caller's modes, and keep the generators.
 
-    Gradients on, inference mode and autocast off, ``dtype`` as the default for new tensors (a
-    constant made inside the step must not pull the loss down to float32), compiled functions run
-    eagerly, attention by the math kernel (the fused kernels have no second derivative).
+    Gradients on; inference mode, autocast and anomaly detection off (the latter raises where a
+    measurement reports nan).
     """
-    default = torch.get_default_dtype()
     with ExitStack() as stack:
+        stack.enter_context(preserved_rng())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
             stack.enter_context(torch.autocast(device, enabled=False))
+        stack.enter_context(torch.autograd.set_detect_anomaly(False))
+        yield
+
+
+@contextmanager
+def differentiable_twice(dtype: torch.dtype, *, cudnn: bool = True) -> Iterator[None]:
+    """Set the global flags under which a step can be differentiated twice, in ``dtype``.
+
+    ``dtype`` is the default for new tensors, and stands for every floating type that the step
+    names; compiled functions run eagerly; attention takes the math kernel, since the fused ones
+    have no second derivative; gradient checkpointing is off.
+
+    Args:
+        dtype: the measuring precision.
+        cudnn: ``False`` for recurrent layers, whose cuDNN kernels have no second derivative.
+    """
+    default = torch.get_default_dtype()
+    cudnn_before = torch.backends.cudnn.enabled
+    with ExitStack() as stack:
+        stack.enter_context(undisturbed())
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(_eager())
+        stack.enter_context(_without_checkpointing())
+        stack.enter_context(KeepPrecision(dtype))
         try:
             torch.set_default_dtype(dtype)
+            torch.backends.cudnn.enabled = cudnn_before and cudnn
             yield
         finally:
             torch.set_default_dtype(default)
+            torch.backends.cudnn.enabled = cudnn_before
 
 
 @contextmanager
@@ -88,3 +114,35 @@ def _eager() -> Iterator[None]:
         return
     with set_stance("force_eager"):
         yield
+
+
+@contextmanager
+def _without_checkpointing() -> Iterator[None]:
+    """Let ``torch.utils.checkpoint`` keep activations instead of computing them again.
+
+    A recomputation runs in the middle of each product, outside of everything that the step needs
+    (precision, frozen generators), and the reentrant form has no second derivative. Both forms look
+    up what they use in their module, so that exchanging it there reaches every caller.
+    """
+    replaced = {
+        "CheckpointFunction": _PlainCall,
+        "_checkpoint_without_reentrant_generator": _nothing_around,
+    }
+    before = {n: getattr(checkpoint, n) for n in replaced if hasattr(checkpoint, n)}
+    try:
+        for name in before:
+            setattr(checkpoint, name, replaced[name])
+        yield
+    finally:
+        for name, original in before.items():
+            setattr(checkpoint, name, original)
+
+
+class _PlainCall:
+    @staticmethod
+    def apply(function: Callable[..., object], preserve_rng_state: bool, *args: object) -> object:
+        return function(*args)
+
+
+def _nothing_around(*args: object, **kwargs: object) -> Iterator[None]:
+    yield

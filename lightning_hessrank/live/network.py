@@ -48,7 +48,11 @@ def bound_inputs(subject: Subject) -> BoundInputs:
 
     def forward(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         batch = _substitute(template, subject.sizes[0], inputs)
-        return tuple(output.tensor for output in subject.evaluate(batch).outputs)
+        tensors = [output.tensor for output in subject.evaluate(batch).outputs]
+        # Where gradients with respect to the inputs are taken, floating targets, which enter the
+        # loss as well, pass for outputs.
+        outputs = [x for x in tensors if all(x is not y for y in inputs)]
+        return tuple(outputs[: len(result.outputs)])
 
     data = tuple(torch.cat(column) for column in zip(*columns, strict=True))
     return BoundInputs(Network(forward, columns[0], subject.parameters), _loss_kind(result), data)
@@ -60,8 +64,15 @@ def reference_bound(subject: Subject) -> RankBound:
     Raises:
         BoundNotAvailableError: the network has no bound; the message says why.
     """
-    network, loss, data = bound_inputs(subject)
-    return linear_bound(network, loss, data=data)
+    try:
+        network, loss, data = bound_inputs(subject)
+        return linear_bound(network, loss, data=data)
+    except BoundNotAvailableError:
+        raise
+    except Exception as error:  # the step is user code, here run in a way it was not written for
+        raise BoundNotAvailableError(
+            f"the step could not be traced without its activations: {error}"
+        ) from error
 
 
 def _floating(batch: Any) -> tuple[Tensor, ...]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_hessrank.live.batch import list_tensors
 from lightning_hessrank.live.output import OutputRecorder, RecognisedOutput
-from lightning_hessrank.live.shadow import ManualOptimizationError
+from lightning_hessrank.live.trainer_view import ManualOptimizationError
 
 LossFn = Callable[..., Any]
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_hessrank.live.batch import batch_size, cast_batch
-from lightning_hessrank.live.isolation import differentiable_twice, frozen_rng
-from lightning_hessrank.live.shadow import release, scratch_buffers, shadow_copy
+from lightning_hessrank.live.batch import batch_size, cast_batch, map_tensors
+from lightning_hessrank.live.isolation import differentiable_twice, frozen_rng, undisturbed
+from lightning_hessrank.live.shadow import release, rewound, shadow_copy
 from lightning_hessrank.live.step import Step, StepResult
 from lightning_hessrank.operators import Evaluation, LossFunction, LossTerm
 
@@ -29,9 +29,12 @@ class Subject:
         training: mode of the copy; ``None`` keeps the mode of every submodule as it is.
         seed: of the randomness inside the step; every evaluation draws the same numbers.
         trainer: a Lightning trainer that the step may read.
+        total_samples: over which the mean is taken, where other processes hold more of them;
+            ``None``: those in ``batches``.
 
     Raises:
         ValueError: no parameter requires gradients, or no data.
+        TypeError: a parameter is complex.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class Subject:
         training: bool | None = None,
         seed: int = 0,
         trainer: Any = None,
+        total_samples: int | None = None,
     ) -> None:
         if not batches:
             raise ValueError("there is no reference data: pass at least one batch")
@@ -52,15 +56,25 @@ class Subject:
                 f"{type(module).__name__} has no parameters that require gradients, so there is no "
                 "Hessian to measure; unfreeze some, or remove the monitor"
             )
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad and parameter.is_complex():
+                raise TypeError(
+                    f"parameter {name} is complex: the Hessian is that of real parameters; store "
+                    "real and imaginary part and join them with torch.view_as_complex"
+                )
         device = _measuring_device(module)
         self.sizes = [batch_size(batch) for batch in batches]
         self.batches = [cast_batch(batch, dtype, device) for batch in batches]
         self.dtype = dtype
+        self.device = device
+        self.total_samples = sum(self.sizes) if total_samples is None else total_samples
         self._step = step
         self._seed = seed
-        self.shadow = shadow_copy(module, dtype=dtype, device=device, trainer=trainer)
+        with undisturbed():
+            self.shadow = shadow_copy(module, dtype=dtype, device=device, trainer=trainer)
         if training is not None:
             self.shadow.train(training)
+        self._recurrent = any(isinstance(part, nn.RNNBase) for part in self.shadow.modules())
         named = self.shadow.named_parameters()
         self.parameters: dict[str, Tensor] = {n: p for n, p in named if p.requires_grad}
 
@@ -78,9 +92,10 @@ class Subject:
         """Run the step on one (cast) batch; the same value at every call."""
         with ExitStack() as stack:
             stack.enter_context(frozen_rng(self._seed))
-            stack.enter_context(differentiable_twice(self.dtype))
-            stack.enter_context(scratch_buffers(self.shadow))
-            result = self._step(self.shadow, batch)
+            stack.enter_context(differentiable_twice(self.dtype, cudnn=not self._recurrent))
+            stack.enter_context(rewound(self.shadow))
+            # a step may change its batch in place; bounds differentiate by it, so keep the graph
+            result = self._step(self.shadow, map_tensors(batch, torch.clone))
         if result.loss.dtype != self.dtype:
             raise TypeError(
                 f"the loss came out in {result.loss.dtype} although all weights and data are "
@@ -92,7 +107,7 @@ class Subject:
     def loss_function(self) -> LossFunction:
         """Return the mean loss over all batches as a function of the trainable parameters."""
         terms = [
-            LossTerm(size / self.num_samples, lambda batch=batch: self._evaluation(batch))  # type: ignore[misc]
+            LossTerm(size / self.total_samples, lambda batch=batch: self._evaluation(batch))  # type: ignore[misc]
             for size, batch in zip(self.sizes, self.batches, strict=True)
         ]
         return LossFunction(self.parameters, terms)

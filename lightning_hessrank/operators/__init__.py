@@ -1,12 +1,17 @@
 """Products with the loss Hessian, its outer-product and its functional part."""
 
-from lightning_hessrank.operators.base import DenseOperator, SymmetricOperator
+from lightning_hessrank.operators.base import (
+    DenseOperator,
+    NonFiniteError,
+    Progress,
+    ReducedOperator,
+    SymmetricOperator,
+)
 from lightning_hessrank.operators.loss import (
     Evaluation,
     LossCurvature,
     LossFunction,
     LossTerm,
-    NonFiniteError,
     OutputsUnknownError,
 )
 
@@ -18,5 +23,7 @@ __all__ = [
     "LossTerm",
     "NonFiniteError",
     "OutputsUnknownError",
+    "Progress",
+    "ReducedOperator",
     "SymmetricOperator",
 ]

@@ -5,21 +5,29 @@ composes well, but a ``training_step`` is not a pure function (it logs, updates 
 random numbers), and every product repeats the forward pass. (b) One evaluation, whose graph is kept
 and differentiated twice. It runs user code once and as it is, serves all three parts and any number
 of vectors, and needs memory for one graph. (b) wins; where that memory is lacking the evaluation
-can be repeated, since a :class:`LossTerm` is a function and not a graph.
+is repeated, since a :class:`LossTerm` is a function and not a graph.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lightning_hessrank.operators.base import SymmetricOperator
+from lightning_hessrank.operators.base import NonFiniteError, SymmetricOperator
+from lightning_hessrank.operators.graph import Batching, Graph
+from lightning_hessrank.operators.memory import graph_bytes, memory_limit
 from lightning_hessrank.results import Part
+
+#: Bytes that a block of vectors may fill with intermediate results, by type of device. Measured on
+#: CPU: products are fastest while these stay in the cache; a GPU wants much work at once.
+BLOCK_BYTES = {"cpu": 2**24, "cuda": 2**30}
+MAX_BLOCK = 256
+#: Bytes of the graphs that products need, in units of those of the loss alone (measured: 3 to 4).
+GRAPH_GROWTH = 4
 
 
 class Evaluation(NamedTuple):
@@ -59,10 +67,6 @@ class OutputsUnknownError(ValueError):
     """The parts were asked for, but the tensor that enters the loss is not known."""
 
 
-class NonFiniteError(FloatingPointError):
-    """The loss, its gradient or its Hessian is not finite; the message says which."""
-
-
 class LossCurvature:
     """Hessian of a loss function and its parts, from one retained graph per batch.
 
@@ -75,22 +79,57 @@ class LossCurvature:
         NonFiniteError: at construction, if the loss is not finite.
     """
 
-    def __init__(self, function: LossFunction) -> None:
+    def __init__(self, function: LossFunction, *, max_bytes: int | None = None) -> None:
+        """Evaluate every term once.
+
+        Args:
+            function: the loss.
+            max_bytes: what graphs may hold in memory; beyond, a term is evaluated again for every
+                block of products. ``None``: half of the free memory.
+        """
+        self.names = tuple(function.parameters)
         self.parameters = tuple(function.parameters.values())
         self.num_parameters = function.num_parameters
-        with torch.enable_grad():
-            evaluations = [(term.weight, term.evaluate()) for term in function.terms]
-        self.loss = sum(float(weight * e.loss.detach()) for weight, e in evaluations)
-        for _, evaluation in evaluations:
-            _check_finite(evaluation)
-        self.outputs_known = all(e.outputs for _, e in evaluations)
-        self._graphs = [_Graph(self.parameters, weight, e) for weight, e in evaluations]
+        self.sizes = tuple(x.numel() for x in self.parameters)
+        self.batching = Batching()
+        self._terms = tuple(function.terms)
+        self._max_bytes = memory_limit(self.device) if max_bytes is None else max_bytes
+        self._retained: list[Graph] | None = []
+        self.loss = 0.0
+        self.outputs_known = True
+        self.term_bytes = 0
+        """Bytes that the graph of the largest term's loss holds."""
+        held = 0
+        for term in self._terms:
+            graph = self._evaluate(term)
+            self.loss += term.weight * float(graph.loss.detach())
+            self.outputs_known &= bool(graph.outputs)
+            size = graph_bytes((graph.loss,), self.parameters)
+            self.term_bytes = max(self.term_bytes, size)
+            held += GRAPH_GROWTH * size
+            if held > self._max_bytes:
+                self._retained = None
+            if self._retained is not None:
+                self._retained.append(graph)
+        self.block_size = self._block_size()
 
-    def operator(self, part: Part = "total") -> SymmetricOperator:
+    @property
+    def retains_graphs(self) -> bool:
+        """Whether the terms' graphs are kept, rather than built again for every block."""
+        return self._retained is not None
+
+    def operator(
+        self, part: Part = "total", parameters: Sequence[str] | None = None
+    ) -> SymmetricOperator:
         """Return the Hessian (``"total"``) or one of its parts as an operator.
+
+        Args:
+            part: which part.
+            parameters: names of some parameters: only their diagonal block; ``None``: all.
 
         Raises:
             OutputsUnknownError: a part of a loss whose network output is unknown.
+            ValueError: an unknown name, or no name.
         """
         if part != "total" and not self.outputs_known:
             raise OutputsUnknownError(
@@ -98,22 +137,33 @@ class LossCurvature:
                 'return {"loss": loss, "output": output} from the step or loss_fn, or use a loss '
                 "of torch.nn.functional"
             )
-        return _PartOperator(self, part)
+        return PartOperator(self, part, self._indices(parameters))
 
-    def products(self, part: Part, vectors: Tensor) -> Tensor:
-        """Multiply a part with ``vectors`` of shape ``(num_parameters, k)``."""
-        columns = self._split(vectors)
-        total = torch.zeros_like(vectors)
-        for graph in self._graphs:
-            product = getattr(graph, part)(columns)
-            total += graph.weight * torch.cat([x.flatten(1) for x in product], dim=1).T
+    def multiply(
+        self, part: Part, columns: Mapping[int, Tensor], rows: Sequence[int]
+    ) -> list[Tensor]:
+        """Multiply columns of a part, and return rows of it; see :meth:`Graph.multiply`."""
+        k = next(iter(columns.values())).shape[0]
+        total = [self.parameters[i].new_zeros(k, *self.parameters[i].shape) for i in rows]
+        for weight, graph in self.graphs():
+            for sum_, product in zip(total, graph.multiply(part, columns, rows), strict=True):
+                sum_.add_(product, alpha=weight)
         return total
+
+    def graphs(self) -> Iterator[tuple[float, Graph]]:
+        """Yield weight and graph of every term; graphs that are not retained are built anew."""
+        for i, term in enumerate(self._terms):
+            yield (
+                term.weight,
+                self._evaluate(term) if self._retained is None else self._retained[i],
+            )
 
     def gradient(self) -> Tensor:
         """Gradient of the loss, shape ``(num_parameters,)``."""
         total = torch.zeros(self.num_parameters, dtype=self.dtype, device=self.device)
-        for graph in self._graphs:
-            total += graph.weight * torch.cat([x.detach().flatten() for x in graph.gradient])
+        for weight, graph in self.graphs():
+            flat = torch.cat([x.detach().flatten() for x in graph.gradient])
+            total.add_(flat, alpha=weight)
         return total
 
     @property
@@ -126,97 +176,70 @@ class LossCurvature:
         """Of the parameters and products."""
         return self.parameters[0].device
 
-    def _split(self, vectors: Tensor) -> list[Tensor]:
-        pieces = vectors.T.split([x.numel() for x in self.parameters], dim=1)
-        return [v.reshape(-1, *x.shape).to(x) for v, x in zip(pieces, self.parameters, strict=True)]
+    def _evaluate(self, term: LossTerm) -> Graph:
+        with torch.enable_grad():
+            evaluation = term.evaluate()
+        _check_finite(evaluation)
+        return Graph(self.parameters, evaluation.loss, evaluation.outputs, self.batching)
+
+    def _block_size(self) -> int:
+        """Choose the block by what one vector's intermediate results fill; not by the clock.
+
+        So the same loss has the same blocks, and the same rounding, in every run.
+        """
+        each = max(1, self.term_bytes + 2 * self.num_parameters * self.dtype.itemsize)
+        target = min(BLOCK_BYTES.get(self.device.type, 2**24), self._max_bytes // 4)
+        return max(1, min(MAX_BLOCK, target // each))
+
+    def _indices(self, parameters: Sequence[str] | None) -> tuple[int, ...]:
+        if parameters is None:
+            return tuple(range(len(self.names)))
+        unknown = sorted(set(parameters) - set(self.names))
+        if unknown or not parameters:
+            raise ValueError(
+                f"parameters must name some of {', '.join(self.names)}; got "
+                f"{', '.join(unknown) if unknown else 'no name'}"
+            )
+        return tuple(i for i, name in enumerate(self.names) if name in set(parameters))
 
 
-class _PartOperator(SymmetricOperator):
-    def __init__(self, curvature: LossCurvature, part: Part) -> None:
-        self._curvature = curvature
-        self._part = part
-        self.dim = curvature.num_parameters
+class PartOperator(SymmetricOperator):
+    """A part of the Hessian, or its diagonal block for some parameters."""
+
+    def __init__(self, curvature: LossCurvature, part: Part, indices: tuple[int, ...]) -> None:
+        self.curvature = curvature
+        self.part = part
+        self.indices = indices
+        self.sizes = [curvature.sizes[i] for i in indices]
+        self.dim = sum(self.sizes)
         self.dtype = curvature.dtype
         self.device = curvature.device
+        self.block_size = curvature.block_size
+        self.name = f"{part} Hessian"
 
     def matmat(self, vectors: Tensor) -> Tensor:
-        return self._curvature.products(self._part, vectors)
+        """Multiply with ``vectors`` of shape ``(dim, k)``."""
+        shapes = [self.curvature.parameters[i].shape for i in self.indices]
+        pieces = vectors.T.split(self.sizes, dim=1)
+        columns = {
+            i: piece.reshape(-1, *shape)
+            for i, piece, shape in zip(self.indices, pieces, shapes, strict=True)
+        }
+        products = self.curvature.multiply(self.part, columns, self.indices)
+        return torch.cat([x.flatten(1) for x in products], dim=1).T
 
-
-class _Graph:
-    """The retained graph of one evaluation; what each part needs is built on first use."""
-
-    def __init__(
-        self, parameters: tuple[Tensor, ...], weight: float, evaluation: Evaluation
-    ) -> None:
-        self.parameters = parameters
-        self.weight = weight
-        self.loss, self.outputs = evaluation
-
-    @cached_property
-    def gradient(self) -> tuple[Tensor, ...]:
-        return _differentiate((self.loss,), self.parameters)
-
-    @cached_property
-    def _output_gradient(self) -> tuple[Tensor, ...]:
-        return _differentiate((self.loss,), self.outputs)
-
-    @cached_property
-    def _linearised(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """``u`` and ``Jᵀu``; the latter is linear in ``u``, its derivative gives ``Jv``."""
-        u = tuple(torch.zeros_like(f, requires_grad=True) for f in self.outputs)
-        return u, _differentiate(self.outputs, self.parameters, u)
-
-    @cached_property
-    def _residual_gradient(self) -> tuple[Tensor, ...]:
-        """``Jᵀ r`` with the residual ``r = ∂ℓ/∂f`` held constant."""
-        residual = tuple(s.detach() for s in self._output_gradient)
-        return _differentiate(self.outputs, self.parameters, residual)
-
-    def total(self, columns: list[Tensor]) -> list[Tensor]:
-        return _batched_vjp(self.gradient, self.parameters, columns)
-
-    def functional(self, columns: list[Tensor]) -> list[Tensor]:
-        return _batched_vjp(self._residual_gradient, self.parameters, columns)
-
-    def outer(self, columns: list[Tensor]) -> list[Tensor]:
-        u, transposed = self._linearised
-        pushed = _batched_vjp(transposed, u, columns)
-        curved = _batched_vjp(self._output_gradient, self.outputs, pushed)
-        return _batched_vjp(self.outputs, self.parameters, curved)
-
-
-def _differentiate(
-    outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor] | None = None
-) -> tuple[Tensor, ...]:
-    """Gradient with a graph of its own, zeros where there is no dependence."""
-    grads = torch.autograd.grad(
-        outputs,
-        inputs,
-        cotangents,
-        create_graph=True,
-        allow_unused=True,
-        materialize_grads=True,
-    )
-    return tuple(grads)
-
-
-def _batched_vjp(
-    outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor]
-) -> list[Tensor]:
-    """``cotangentsᵀ · ∂outputs/∂inputs`` for cotangents with a leading batch dimension."""
-    differentiable = [(y, v) for y, v in zip(outputs, cotangents, strict=True) if y.requires_grad]
-    k = cotangents[0].shape[0]
-    if not differentiable:
-        return [x.new_zeros(k, *x.shape) for x in inputs]
-    ys, vs = zip(*differentiable, strict=True)
-    grads = torch.autograd.grad(
-        ys, inputs, vs, retain_graph=True, allow_unused=True, is_grads_batched=True
-    )
-    # Not materialize_grads: its zeros would lack the batch dimension.
-    return [
-        x.new_zeros(k, *x.shape) if g is None else g for g, x in zip(grads, inputs, strict=True)
-    ]
+    def check_finite(self, products: Tensor) -> None:
+        """Raise, naming the parameters whose rows are not finite."""
+        finite = torch.isfinite(products).flatten(1).all(dim=1).split(self.sizes)
+        bad = [
+            self.curvature.names[i]
+            for i, rows in zip(self.indices, finite, strict=True)
+            if not bool(rows.all())
+        ]
+        if bad:
+            raise NonFiniteError(
+                f"the {self.name} is not finite at a finite loss, in the rows of {', '.join(bad)}"
+            )
 
 
 def _check_finite(evaluation: Evaluation) -> None:

@@ -1,0 +1,196 @@
+"""Patch slices and adjoint slices of every layer, sampled by forward-mode derivatives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from lightning_hessrank.bounds.inputs import flatten
+from lightning_hessrank.bounds.layers import LinearCall
+from lightning_hessrank.bounds.model import LinearModel
+from lightning_hessrank.bounds.spans import GrowingSpan
+from lightning_hessrank.bounds.surrogate import LayerUse, Trace, Weights
+
+#: More passes than this are not made; spans that still grow then count with their width.
+MAX_PASSES = 64
+
+
+class Row(NamedTuple):
+    """Inputs and cotangents of a use, with their changes along a direction in weight space."""
+
+    a: Tensor
+    g: Tensor
+    a_tangent: Tensor | None = None
+    g_tangent: Tensor | None = None
+
+
+class UseSpans:
+    """What is sampled for one use with a matrix."""
+
+    def __init__(self, use: LayerUse, call: LinearCall, model: LinearModel) -> None:
+        self.use, self.call = use, call
+        self.slices = [call.slices] if use.folded is None else [call.slices, use.folded]
+        samples = max(1, model.residual_samples())
+        n = call.input.shape[0]
+        self.has_bias = bool(use.biases)
+        groups, m, c, k = call.slices
+        places = samples * max(1, use.output.numel() // (n * groups * m))
+        sources = [
+            samples * max(1, call.input.numel() // (n * groups * s.columns)) for s in self.slices
+        ]
+        width = c * k + self.has_bias
+
+        def span(width: int, cap: int) -> GrowingSpan:
+            return GrowingSpan(groups, width, cap, model.generator)
+
+        self.later = span(width, places)
+        self.later_full = span(width, width)
+        self.earlier = [
+            span(s.rows * s.taps, cap) for s, cap in zip(self.slices, sources, strict=True)
+        ]
+        self.earlier_full = [span(s.rows * s.taps, s.rows * s.taps) for s in self.slices]
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left to sample."""
+        spans = [self.later, self.later_full, *self.earlier, *self.earlier_full]
+        return all(span.complete for span in spans)
+
+    def add(self, rows: Row, jacobian: Row) -> None:
+        """Add the slices of one row of each kind: of the functional Hessian, of the Jacobian."""
+        in_jacobian = self._patches(jacobian.a, jacobian.g)
+        if rows.g_tangent is None:
+            self.later_full.add(in_jacobian)
+        else:
+            in_functional = self._patches(rows.a, rows.g_tangent)
+            self.later.add(in_functional)
+            self.later_full.add(torch.cat([in_functional, in_jacobian], dim=1))
+        for i, in_jacobian in enumerate(self._adjoints(jacobian.a, jacobian.g)):
+            if rows.a_tangent is None:
+                self.earlier_full[i].add(in_jacobian)
+                continue
+            in_functional = self._adjoints(rows.a_tangent, rows.g)[i]
+            self.earlier[i].add(in_functional)
+            self.earlier_full[i].add(torch.cat([in_functional, in_jacobian], dim=1))
+
+    def unused(self) -> None:
+        """The outputs do not depend on this use."""
+        for span in (self.later, self.later_full, *self.earlier, *self.earlier_full):
+            span.ranks = [0] * len(span.ranks)
+            span.complete = True
+
+    def _gradient(self, a: Tensor, g: Tensor) -> Tensor:
+        weight = self.call.weight.detach().requires_grad_()
+        with torch.enable_grad():
+            z = self.call.apply(a.detach(), weight)
+        return self.call.to_slices(torch.autograd.grad(z, weight, g)[0])
+
+    def _patches(self, a: Tensor, g: Tensor) -> Tensor:
+        groups, m, c, k = self.call.slices
+        rows = self._gradient(a, g).reshape(groups, m, c * k)
+        if not self.has_bias:
+            return rows
+        bias = torch.zeros(groups * m, dtype=g.dtype, device=g.device, requires_grad=True)
+        with torch.enable_grad():
+            z = self.call.apply_bias(torch.zeros_like(g), bias)
+        constant = torch.autograd.grad(z, bias, g)[0]
+        return torch.cat([rows, constant.reshape(groups, m, 1)], dim=2)
+
+    def _adjoints(self, a: Tensor, g: Tensor) -> list[Tensor]:
+        gradient = self._gradient(a, g)
+        views = [gradient.reshape(s) for s in self.slices]
+        return [w.transpose(1, 2).transpose(2, 3).reshape(len(w), w.shape[2], -1) for w in views]
+
+
+@dataclass(frozen=True, eq=False)
+class PatchSpans:
+    """What was sampled for a network."""
+
+    uses: dict[int, UseSpans]
+    inputs: GrowingSpan
+    """Span of the gradients of the outputs' derivatives with respect to the inputs."""
+
+
+def patch_spans(model: LinearModel) -> PatchSpans:
+    """Sample the slices of every use until their spans are complete."""
+    weights = model.weights()
+    calls = [(use, use.call) for use in model.trace.uses if use.call is not None]
+    uses = {use.index: UseSpans(use, call, model) for use, call in calls}
+    inputs = GrowingSpan(
+        1, model.span.num_samples or model.span.features, model.span.rank, model.generator
+    )
+    samples = model.sample(max(1, model.residual_samples()))
+    residuals = model.cotangents(model.surrogate.run(samples, weights).outputs)
+    for _ in range(MAX_PASSES):
+        if all(x.complete for x in uses.values()):
+            break
+        functional, gradients = _tangent_pass(model, weights, samples, residuals)
+        jacobian = _jacobian_pass(model, weights)
+        inputs.add(gradients[None])
+        for index, span in uses.items():
+            if index in functional and index in jacobian:
+                span.add(functional[index], jacobian[index])
+            else:
+                span.unused()
+    return PatchSpans(uses, inputs)
+
+
+def _tangent_pass(
+    model: LinearModel,
+    weights: Weights,
+    samples: tuple[Tensor, ...],
+    residuals: tuple[Tensor, ...],
+) -> tuple[dict[int, Row], Tensor]:
+    """Move all weights in one random direction: rows of the functional Hessian, all layers at once.
+
+    By the product rule a row is the weight gradient of the inputs with the change of the
+    cotangents (through later layers), plus that of the change of the inputs (through earlier
+    ones) with the cotangents. Returns them, and gradients with respect to the inputs.
+    """
+    rows = {}
+    with forward_ad.dual_level():
+        trace = model.surrogate.run(samples, weights.moved())
+        uses, inputs = _cotangents(trace, residuals)
+        for use, cotangent in uses:
+            if use.call is not None:
+                a, a_tangent = forward_ad.unpack_dual(use.call.input)
+                g, g_tangent = forward_ad.unpack_dual(cotangent)
+                rows[use.index] = Row(a, g, a_tangent, g_tangent)
+        parts = [part for x in inputs for part in [forward_ad.unpack_dual(x)]]
+        gradients = [
+            flatten([p.primal if kind == 0 else _or_zero(p.tangent, p.primal) for p in parts])
+            for kind in (0, 1)
+        ]
+    return rows, model.span.restrict(torch.cat(gradients))
+
+
+def _jacobian_pass(model: LinearModel, weights: Weights) -> dict[int, Row]:
+    """One random input and output cotangent: a row of the Jacobian."""
+    trace = model.surrogate.run(model.sample(1), weights)
+    return {
+        use.index: Row(use.call.input, g)
+        for use, g in _cotangents(trace, model.cotangents(trace.outputs))[0]
+        if use.call is not None
+    }
+
+
+def _cotangents(
+    trace: Trace, cotangents: tuple[Tensor, ...]
+) -> tuple[list[tuple[LayerUse, Tensor]], list[Tensor]]:
+    """Every use with the gradient at its output; and the gradients at the inputs."""
+    at = [*(use.output for use in trace.uses), *trace.inputs]
+    grads = torch.autograd.grad(trace.outputs, at, cotangents, allow_unused=True)
+    pairs = zip(trace.uses, grads, strict=False)
+    inputs = [
+        torch.zeros_like(x) if g is None else g
+        for x, g in zip(trace.inputs, grads[len(trace.uses) :], strict=True)
+    ]
+    return [(use, g) for use, g in pairs if g is not None], inputs
+
+
+def _or_zero(value: Tensor | None, like: Tensor) -> Tensor:
+    return torch.zeros_like(like) if value is None else value

@@ -1,0 +1,5 @@
+"""The command line: ``hessrank``, or ``python -m lightning_hessrank``."""
+
+from lightning_hessrank.cli.app import app
+
+__all__ = ["app"]

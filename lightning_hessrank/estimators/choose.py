@@ -1,0 +1,152 @@
+"""Which method: from the measured cost of a product, the memory there is, and what is known."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from lightning_hessrank.estimators.dense import dense_rank
+from lightning_hessrank.estimators.lanczos import lanczos_rank
+from lightning_hessrank.estimators.sketch import sketch_rank
+from lightning_hessrank.operators import Progress, SymmetricOperator
+from lightning_hessrank.operators.memory import memory_limit as default_memory_limit
+from lightning_hessrank.results import Method, Part, RankEstimate
+
+#: Exact methods are preferred while they are expected to take no longer than this, in seconds.
+PATIENCE = 120.0
+
+
+@dataclass(frozen=True)
+class MethodChoice:
+    """A method, and why it was chosen."""
+
+    method: Method
+    reason: str
+    """One sentence with the figures that decided, for the log."""
+    seconds: float
+    """Expected time of one measurement."""
+    bytes: int
+    """Expected memory."""
+
+
+def choose_method(
+    operator: SymmetricOperator,
+    *,
+    max_rank: int | None = None,
+    rtol: float | None = None,
+    memory_limit: int | None = None,
+    patience: float = PATIENCE,
+) -> MethodChoice:
+    """Choose between dense, sketch and lanczos.
+
+    The cheaper of the exact methods (dense; sketch where ``max_rank`` is known) wins if it fits
+    into the memory and is expected to take no longer than ``patience`` seconds; else lanczos.
+
+    Costs two small blocks of products and one small eigenvalue problem.
+
+    Args:
+        operator: what will be measured.
+        max_rank: a known upper bound on its rank.
+        rtol: tolerance that will be asked for; ``None``: the method's own.
+        memory_limit: bytes; ``None``: half of what is free on the operator's device.
+        patience: seconds.
+    """
+    limit = default_memory_limit(operator.device) if memory_limit is None else memory_limit
+    product = seconds_per_product(operator)
+    cubic = seconds_per_cube(operator)
+    p, itemsize = operator.dim, operator.dtype.itemsize
+    exact = [
+        MethodChoice("dense", "", p * product + cubic * p**3, 3 * 8 * p * p),
+    ]
+    if max_rank is not None and max_rank + 8 < p:
+        k = max_rank + 8
+        seconds = k * product + cubic * (k**3 + p * k * k / 4)
+        exact.append(MethodChoice("sketch", "", seconds, 3 * 8 * k * k + 2 * 64 * p * itemsize))
+    fitting = sorted((c for c in exact if c.bytes <= limit), key=lambda c: c.seconds)
+    facts = f"{p:,} parameters, {_duration(product)} a product, {limit / 2**30:.1f} GiB at most"
+    if fitting and fitting[0].seconds <= patience:
+        best = fitting[0]
+        reason = f"{best.method}: exact, about {_duration(best.seconds)} ({facts})"
+        return MethodChoice(best.method, reason, best.seconds, best.bytes)
+    products = 400
+    why = (
+        f"an exact rank would take {min(c.bytes for c in exact) / 2**30:.1f} GiB"
+        if not fitting
+        else f"an exact rank would take about {_duration(fitting[0].seconds)}"
+    )
+    return MethodChoice(
+        "lanczos", f"lanczos: {why} ({facts})", products * product, products * p * itemsize
+    )
+
+
+def estimate_rank(
+    operator: SymmetricOperator,
+    *,
+    method: Literal["auto"] | Method = "auto",
+    rtol: float | None = None,
+    max_rank: int | None = None,
+    seed: int = 0,
+    part: Part = "total",
+    progress: Progress | None = None,
+) -> RankEstimate:
+    """Measure the rank of an operator by the named method, or by the one that fits.
+
+    Args:
+        operator: a symmetric matrix known by its products.
+        method: ``"dense"``, ``"sketch"``, ``"lanczos"`` or ``"auto"``, see :func:`choose_method`.
+        rtol: relative tolerance of the count; ``None``: the method's own.
+        max_rank: a known upper bound on the rank, for the sketch.
+        seed: of the probes.
+        part: what the operator is, for the result.
+        progress: called between blocks of products with (done, total).
+
+    Raises:
+        NonFiniteError: a product is nan or inf.
+        MemoryError: what the method needs does not fit.
+        UnresolvedError: sketch or lanczos cannot tell the count at this tolerance.
+    """
+    if method == "auto":
+        method = choose_method(operator, max_rank=max_rank, rtol=rtol).method
+    if method == "dense":
+        return dense_rank(operator, rtol=rtol, part=part, progress=progress)
+    if method == "sketch":
+        return sketch_rank(
+            operator, rtol=rtol, max_rank=max_rank, seed=seed, part=part, progress=progress
+        )
+    if method == "lanczos":
+        return lanczos_rank(operator, rtol=rtol, seed=seed, part=part, progress=progress)
+    raise ValueError(f"method must be one of 'auto', 'dense', 'sketch', 'lanczos', got {method!r}")
+
+
+def seconds_per_product(operator: SymmetricOperator) -> float:
+    """Wall time of one product in a block of the operator's size, measured on zeros."""
+    k = min(operator.block_size, operator.dim)
+    vectors = torch.zeros(operator.dim, k, dtype=operator.dtype, device=operator.device)
+    operator.matmat(vectors)
+    return _timed(lambda: operator.matmat(vectors), operator.device) / k
+
+
+def seconds_per_cube(operator: SymmetricOperator) -> float:
+    """Wall time of the eigenvalues of an ``n × n`` matrix, over ``n³``, measured at ``n = 512``."""
+    device = operator.device if operator.device.type != "mps" else torch.device("cpu")
+    matrix = torch.eye(512, dtype=torch.float64, device=device) + 1.0
+    torch.linalg.eigvalsh(matrix)
+    return _timed(lambda: torch.linalg.eigvalsh(matrix), device) / 512**3
+
+
+def _timed(work: Callable[[], object], device: torch.device) -> float:
+    start = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 1:
+        return f"{1e3 * seconds:.3g} ms"
+    return f"{seconds:.3g} s" if seconds < 120 else f"{seconds / 60:.3g} min"

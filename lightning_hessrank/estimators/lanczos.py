@@ -1,0 +1,266 @@
+"""Eigenvalue counts beyond a tolerance from a Krylov subspace: exact at the top, estimated below.
+
+One block Krylov subspace from random probes does two things. Eigenvalues whose Ritz pairs have
+converged are counted, exactly; that is the top of the spectrum, where the outliers of a trained
+network are. What has not converged is estimated by stochastic Lanczos quadrature with the same
+probes (Ubaru, Chen, Saad, SIAM J. Matrix Anal. Appl. 38, 2017), with a standard error over probes.
+Plain quadrature, without the first part, has a standard error of ``sqrt(2 count / probes)``; here
+only the unconverged eigenvalues contribute to it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_hessrank.estimators.krylov import BlockKrylov, Ritz
+from lightning_hessrank.estimators.probes import GaussianProbes
+from lightning_hessrank.operators import Progress, SymmetricOperator
+from lightning_hessrank.operators.memory import memory_limit as default_memory_limit
+from lightning_hessrank.results import Part, RankEstimate
+from lightning_hessrank.tolerance import COUNT_TOLERANCES, check_rtol
+
+DEFAULT_RTOL = 1e-3
+DEFAULT_PRODUCTS = 1200
+#: Largest part of a count, and smallest number, that may be ambiguous before a count is refused.
+RESOLUTION = 0.1
+#: A Ritz pair beyond the cut counts as an eigenvalue once its residual is below this share of its
+#: distance from the cut, and
+SAFETY = 0.1
+#: this share of itself: a Ritz value that stands for several eigenvalues has a larger one.
+CONVERGED = 1e-3
+
+
+class UnresolvedError(ArithmeticError):
+    """A method cannot tell the count at the tolerance asked for; the message says what can."""
+
+
+@dataclass(frozen=True)
+class Count:
+    """How many eigenvalues lie beyond a relative tolerance, as seen from a Krylov subspace."""
+
+    value: float
+    std_error: float
+    """Over probes, and what the subspace cannot attribute to either side of the cut."""
+    ambiguity: float
+    """Eigenvalues that may lie on the other side of the cut than their Ritz values."""
+
+    @property
+    def resolved(self) -> bool:
+        """Whether the subspace can tell the count."""
+        return self.ambiguity <= max(1.0, RESOLUTION * self.value)
+
+
+def lanczos_rank(
+    operator: SymmetricOperator,
+    *,
+    rtol: float | None = None,
+    seed: int = 0,
+    num_probes: int = 8,
+    max_products: int = DEFAULT_PRODUCTS,
+    memory_limit: int | None = None,
+    part: Part = "total",
+    progress: Progress | None = None,
+) -> RankEstimate:
+    """Count eigenvalues beyond ``rtol * max|λ|``, with a standard error where it is an estimate.
+
+    The subspace grows until every Ritz value is certainly on one side of the cut (then the count is
+    exact, and its standard error zero), or until ``max_products``.
+
+    Args:
+        operator: the symmetric matrix.
+        rtol: relative tolerance; ``None``: 1e-3.
+        seed: of the probes.
+        num_probes: random start vectors, at least 2.
+        max_products: largest number of products, and of vectors in memory, for one subspace.
+        memory_limit: bytes for these vectors; ``None``: half of what is free.
+        part: what the operator is, for the result.
+        progress: called between blocks of products with (done, at most).
+
+    Raises:
+        UnresolvedError: the count at ``rtol`` cannot be told from so many products.
+        NonFiniteError: a product is nan or inf.
+        MemoryError: fewer than four blocks of probes fit into memory.
+    """
+    begin = time.perf_counter()
+    rtol = DEFAULT_RTOL if rtol is None else check_rtol(rtol)
+    if num_probes < 2:
+        raise ValueError(
+            f"num_probes must be at least 2 (a standard error needs two), got {num_probes}"
+        )
+    size = basis_size(operator, num_probes, max_products, memory_limit)
+    probes = GaussianProbes(operator.dim, seed, dtype=operator.dtype, device=operator.device)
+    search = TopSearch(operator, probes, num_probes, size, progress)
+    search.run(rtol)
+    count = search.count(rtol)
+    if not count.resolved:
+        finest = [t for t in COUNT_TOLERANCES if search.count(t).resolved]
+        advice = f"it resolves rtol={min(finest):.0e} here; " if finest else ""
+        raise UnresolvedError(
+            f"lanczos cannot resolve rtol={rtol:.3g} with {search.num_products} products: "
+            f"{count.ambiguity:.0f} eigenvalues may lie on either side of the cut, beside a count "
+            f"of {count.value:.0f}; {advice}pass a larger rtol or more max_products, or use "
+            "method='dense'"
+        )
+    known = {t: c for t in COUNT_TOLERANCES if (c := search.count(t)).resolved}
+    return RankEstimate(
+        rank=count.value,
+        std_error=count.std_error,
+        rtol=rtol,
+        tolerance=rtol * search.largest,
+        gap=None,
+        method="lanczos",
+        num_parameters=operator.dim,
+        num_products=search.num_products,
+        seconds=time.perf_counter() - begin,
+        part=part,
+        counts={t: c.value for t, c in known.items()},
+        count_errors={t: c.std_error for t, c in known.items()},
+        num_probes=num_probes,
+    )
+
+
+def basis_size(
+    operator: SymmetricOperator, num_probes: int, max_products: int, memory_limit: int | None
+) -> int:
+    """How many basis vectors may be kept.
+
+    Raises:
+        MemoryError: fewer than four blocks of probes fit.
+    """
+    limit = default_memory_limit(operator.device) if memory_limit is None else memory_limit
+    each = operator.dim * operator.dtype.itemsize
+    fits = limit // each - 4 * num_probes  # the newest block and what is made of it
+    if fits < min(4 * num_probes, operator.dim):
+        raise MemoryError(
+            f"lanczos keeps its basis in memory: {8 * num_probes} vectors of {operator.dim:,} "
+            f"numbers need {8 * num_probes * each / 2**30:.2g} GiB, but the limit is "
+            f"{limit / 2**30:.2g} GiB; pass fewer num_probes or a larger memory_limit"
+        )
+    return min(operator.dim, max_products, fits)
+
+
+class TopSearch:
+    """Grows Krylov subspaces until the eigenvalues beyond a cut are known."""
+
+    def __init__(
+        self,
+        operator: SymmetricOperator,
+        probes: GaussianProbes,
+        block: int,
+        max_size: int,
+        progress: Progress | None = None,
+    ) -> None:
+        self._operator = operator
+        self._probes = probes
+        self._block = min(block, operator.dim)
+        self._max_size = max_size
+        self._progress = progress
+        self._drawn = 0
+        self._locked: Tensor | None = None
+        self._locked_values = torch.zeros(0, dtype=torch.float64, device=operator.device)
+        self._ritz: Ritz | None = None
+        self.num_products = 0
+
+    @property
+    def largest(self) -> float:
+        """Largest ``|λ|``."""
+        values = torch.cat([self._locked_values, self._pairs.values])
+        return float(values.abs().max()) if len(values) else 0.0
+
+    @property
+    def _pairs(self) -> Ritz:
+        if self._ritz is None:
+            raise RuntimeError("run the search before asking it")
+        return self._ritz
+
+    def run(self, rtol: float) -> bool:
+        """Grow until the count at ``rtol`` is exact (``True``) or the subspace full (``False``).
+
+        A subspace from ``b`` start vectors holds at most ``b`` copies of a repeated eigenvalue.
+        Where that many are seen, all that was found is locked and the search is repeated outside.
+        """
+        while True:
+            space = self._grow(rtol)
+            exact = self._exact(rtol)
+            pairs, cut = self._pairs, rtol * self.largest
+            if not exact or not self._saturated(cut):
+                return exact
+            found = pairs.values.abs() > cut
+            vectors = space.vectors(pairs.coordinates[:, found])
+            self._locked = (
+                vectors if self._locked is None else torch.cat([self._locked, vectors], 1)
+            )
+            self._locked_values = torch.cat([self._locked_values, pairs.values[found]])
+
+    def count(self, rtol: float) -> Count:
+        """Count beyond ``rtol * max|λ|`` what has converged, and estimate the rest."""
+        pairs, cut = self._pairs, rtol * self.largest
+        beyond, unsure = self._sides(cut)
+        exact = int((self._locked_values.abs() > cut).sum()) + int((beyond & ~unsure).sum())
+        if not bool(unsure.any()):
+            return Count(float(exact), 0.0, 0.0)
+        # A unit Ritz vector has spectral mean θ and variance residual²; by Cantelli's inequality
+        # at most r² / (r² + d²) of it lies across a cut at distance d.
+        squares = pairs.residuals**2
+        across = squares / (squares + (pairs.values.abs() - cut) ** 2)
+        mass = pairs.weights.mean(dim=0) * across
+        ambiguity = max(float(mass[beyond & unsure].sum()), float(mass[~beyond & unsure].sum()))
+        per_probe = pairs.weights[:, beyond & unsure].sum(dim=1)
+        error = float(per_probe.std()) / math.sqrt(len(per_probe)) if len(per_probe) > 1 else 0.0
+        return Count(exact + float(per_probe.mean()), math.hypot(error, ambiguity), ambiguity)
+
+    def _exact(self, rtol: float) -> bool:
+        return not bool(self._sides(rtol * self.largest)[1].any())
+
+    def _sides(self, cut: float) -> tuple[Tensor, Tensor]:
+        """Which Ritz values lie beyond the cut, and which of all may be on the wrong side."""
+        pairs = self._pairs
+        if self.largest == 0.0:
+            nothing = torch.zeros_like(pairs.values, dtype=torch.bool)
+            return nothing, nothing
+        size = pairs.values.abs()
+        beyond = size > cut
+        distance = (size - cut).abs()
+        converged = torch.minimum(SAFETY * distance, CONVERGED * size)
+        return beyond, pairs.residuals >= torch.where(beyond, converged, distance)
+
+    def _grow(self, rtol: float) -> BlockKrylov:
+        start = self._probes.columns(self._drawn, self._drawn + self._block)
+        self._drawn += self._block
+        space = BlockKrylov(self._operator, start, self._max_size, self._locked)
+        done, following = self.num_products, 2 * self._block
+        while not space.exhausted:
+            space.extend()
+            self.num_products = done + space.num_products
+            if self._progress is not None:
+                self._progress(space.size, space.max_size)
+            if space.size >= following:
+                self._ritz = space.ritz()
+                if self._exact(rtol):
+                    return space
+                following = space.size + max(self._block, space.size // 8)
+        self._ritz = space.ritz()
+        return space
+
+    def _saturated(self, cut: float) -> bool:
+        """Whether there may be more eigenvalues beyond the cut than the subspace can hold.
+
+        Either a cluster has as many members as there are start vectors, or these have a larger
+        component in the span of what was found (``χ²`` with one degree of freedom for each
+        eigenvector and probe) than its dimension makes likely.
+        """
+        pairs, b = self._pairs, self._block
+        beyond = pairs.values.abs() > cut
+        values = pairs.values[beyond]
+        if len(values) < b or len(values) + len(self._locked_values) >= self._operator.dim:
+            return False
+        spread = values[b - 1 :] - values[: len(values) - b + 1]
+        expected = float(b * len(values))
+        surplus = float(pairs.weights[:, beyond].sum()) - expected
+        crowded = bool((spread.abs() <= 1e-6 * self.largest).any())
+        return crowded or surplus > 4 * math.sqrt(2 * expected)

@@ -1,0 +1,38 @@
+"""Gaussian probe vectors that are drawn again from their seed instead of being kept."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_CHUNK = 32
+
+
+class GaussianProbes:
+    """Columns of an endless ``(dim, ∞)`` standard normal matrix, which a seed determines.
+
+    Columns come in chunks with a generator each, so that any of them can be drawn again, in any
+    order, and are the same whatever the block size. Global generators are not touched.
+    """
+
+    def __init__(self, dim: int, seed: int, *, dtype: torch.dtype, device: torch.device) -> None:
+        self.dim = dim
+        self.seed = seed
+        self.dtype = dtype
+        self.device = device
+
+    def columns(self, start: int, stop: int) -> Tensor:
+        """Return columns ``start:stop``, shape ``(dim, stop - start)``."""
+        first = start // _CHUNK
+        chunks = [self._chunk(i) for i in range(first, -(-stop // _CHUNK))]
+        offset = first * _CHUNK
+        return torch.cat(chunks, dim=1)[:, start - offset : stop - offset]
+
+    def _chunk(self, index: int) -> Tensor:
+        generator = torch.Generator(self.device).manual_seed(
+            (self.seed * 1_000_003 + index) % 2**63
+        )
+        rows = torch.randn(
+            _CHUNK, self.dim, generator=generator, dtype=self.dtype, device=self.device
+        )
+        return rows.T

@@ -1,0 +1,232 @@
+"""The exact rank from a few more products than the rank: a Gaussian sketch of the matrix."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from typing import NamedTuple
+
+import torch
+
+from lightning_hessrank.estimators.dense import dense_rank, symmetric_eigenvalues
+from lightning_hessrank.estimators.krylov import BlockKrylov
+from lightning_hessrank.estimators.lanczos import TopSearch, UnresolvedError, basis_size
+from lightning_hessrank.estimators.probes import GaussianProbes
+from lightning_hessrank.operators import Progress, SymmetricOperator
+from lightning_hessrank.operators.base import product_blocks
+from lightning_hessrank.operators.memory import memory_limit as default_memory_limit
+from lightning_hessrank.results import Part, RankEstimate
+from lightning_hessrank.tolerance import (
+    COUNT_TOLERANCES,
+    check_rtol,
+    machine_rtol,
+    numerical_rank,
+)
+
+#: Columns beyond the expected rank: a core with this many zero eigenvalues is not full by accident.
+OVERSAMPLING = 8
+FIRST_SIZE = 64
+#: Smallest gap of the core's spectrum at the cut that makes its count believable.
+MIN_GAP = 1e3
+#: The core distorts eigenvalues by orders of magnitude; cuts above this are not looked for there.
+CORE_RTOL = 1e-8
+
+
+class SketchCore:
+    """The ``k × k`` matrix ``ΩᵀHΩ`` of a Gaussian ``Ω``, which can grow.
+
+    Almost surely its rank is ``min(k, rank H)``. ``Ω`` is drawn from its seed again whenever it
+    does not fit into memory.
+    """
+
+    def __init__(self, operator: SymmetricOperator, seed: int, memory_limit: int) -> None:
+        self._operator = operator
+        self._probes = GaussianProbes(
+            operator.dim, seed, dtype=operator.dtype, device=operator.device
+        )
+        self._limit = memory_limit
+        self.matrix = torch.zeros(0, 0, dtype=operator.dtype, device=operator.device)
+
+    @property
+    def size(self) -> int:
+        """Number of columns, and of products so far."""
+        return self.matrix.shape[0]
+
+    def grow(self, size: int, progress: Progress | None = None) -> None:
+        """Add columns up to ``size``; those at hand are kept."""
+        old = self.size
+        core = self.matrix.new_zeros(size, size)
+        core[:old, :old] = self.matrix
+        column_bytes = self._operator.dim * self._operator.dtype.itemsize
+        keep = size * column_bytes <= self._limit // 2
+        omega = self._probes.columns(0, size) if keep else None
+        for block in product_blocks(
+            self._operator,
+            size,
+            (lambda i, j: omega[:, i:j]) if omega is not None else self._probes.columns,
+            progress,
+            start=old,
+        ):
+            stop = block.columns.stop
+            for first in range(0, stop, 256):
+                rows = slice(first, min(first + 256, stop))
+                left = (
+                    omega[:, rows]
+                    if omega is not None
+                    else self._probes.columns(rows.start, rows.stop)
+                )
+                core[rows, block.columns] = left.T @ block.products
+        self.matrix = torch.triu(core) + torch.triu(core, 1).T
+
+
+def sketch_rank(
+    operator: SymmetricOperator,
+    *,
+    max_rank: int | None = None,
+    rtol: float | None = None,
+    seed: int = 0,
+    memory_limit: int | None = None,
+    part: Part = "total",
+    progress: Progress | None = None,
+) -> RankEstimate:
+    """Exact rank of a matrix of low rank, from ``max_rank`` + 8 products.
+
+    Args:
+        operator: the symmetric matrix.
+        max_rank: an upper bound on the rank; ``None``: the sketch starts small and doubles.
+        rtol: relative tolerance; ``None``: machine precision, ``dim * eps``.
+        seed: of the probes.
+        memory_limit: bytes; ``None``: half of what is free.
+        part: what the operator is, for the result.
+        progress: called between blocks of products with (done, total).
+
+    Raises:
+        UnresolvedError: the spectrum has no gap at the cut.
+        NonFiniteError: a product is nan or inf.
+        MemoryError: what is needed does not fit.
+    """
+    begin = time.perf_counter()
+    machine = machine_rtol(operator.dim, operator.dtype)
+    rtol = machine if rtol is None else check_rtol(rtol)
+    limit = default_memory_limit(operator.device) if memory_limit is None else memory_limit
+    if max_rank is not None and max_rank < 0:
+        raise ValueError(f"max_rank must be at least 0, got {max_rank}")
+    found: _Found | None
+    if rtol > CORE_RTOL:
+        found = _from_range(operator, rtol, seed, limit, progress)
+    else:
+        found = _from_core(
+            operator, max(rtol, machine), max_rank, seed=seed, limit=limit, progress=progress
+        )
+    if found is None or (max_rank is not None and found.rank > max_rank):
+        _warn_of_bound(max_rank, None if found is None else found.rank)
+    if found is None:
+        return dense_rank(operator, rtol=rtol, part=part, progress=progress)
+    return RankEstimate(
+        rank=found.rank,
+        std_error=0.0,
+        rtol=rtol,
+        tolerance=rtol * found.largest,
+        gap=found.gap,
+        method="sketch",
+        num_parameters=operator.dim,
+        num_products=found.num_products,
+        seconds=time.perf_counter() - begin,
+        part=part,
+        counts=found.counts,
+    )
+
+
+class _Found(NamedTuple):
+    rank: int
+    largest: float
+    gap: float | None
+    num_products: int
+    counts: dict[float, float]
+
+
+def _from_core(
+    operator: SymmetricOperator,
+    rtol: float,
+    max_rank: int | None,
+    *,
+    seed: int,
+    limit: int,
+    progress: Progress | None,
+) -> _Found | None:
+    """Grow the core until it is not full; ``None`` where that would be more work than dense."""
+    core = SketchCore(operator, seed, limit)
+    size = (FIRST_SIZE if max_rank is None else max_rank) + OVERSAMPLING
+    while 2 * size < operator.dim or size <= OVERSAMPLING < operator.dim:
+        needed = 3 * size * size * operator.dtype.itemsize
+        if needed > limit:
+            raise MemoryError(
+                f"a sketch with {size:,} columns needs {needed / 2**30:.2g} GiB, but the limit is "
+                f"{limit / 2**30:.2g} GiB; use method='lanczos', or pass a larger memory_limit"
+            )
+        core.grow(size, progress)
+        seen = numerical_rank(symmetric_eigenvalues(core.matrix), rtol)
+        if seen.rank + OVERSAMPLING // 2 <= size:
+            if seen.rank and (seen.gap or 0.0) < MIN_GAP:
+                raise UnresolvedError(
+                    f"the sketch finds no gap in the spectrum at rtol={rtol:.3g} (a factor of "
+                    f"{seen.gap:.3g} at a count of {seen.rank} of {size}), so that its count would "
+                    f"be biased; use method='dense', or an rtol above {CORE_RTOL:.0e}"
+                )
+            largest, products = _largest_eigenvalue(operator, seed)
+            return _Found(seen.rank, largest, seen.gap, core.size + products, {})
+        size *= 2
+    return None
+
+
+def _from_range(
+    operator: SymmetricOperator, rtol: float, seed: int, limit: int, progress: Progress | None
+) -> _Found:
+    """Count from an orthonormal basis that holds the range, or all of it beyond the cut."""
+    block = min(OVERSAMPLING, operator.dim)
+    search = TopSearch(
+        operator,
+        GaussianProbes(operator.dim, seed, dtype=operator.dtype, device=operator.device),
+        block,
+        basis_size(operator, block, operator.dim, limit),
+        progress,
+    )
+    if not search.run(rtol):
+        raise UnresolvedError(
+            f"the sketch cannot tell the count at rtol={rtol:.3g} from {search.num_products} "
+            "products, which is what fits into memory; use method='lanczos' for an estimate"
+        )
+    counts = {t: search.count(t) for t in COUNT_TOLERANCES}
+    return _Found(
+        int(search.count(rtol).value),
+        search.largest,
+        None,
+        search.num_products,
+        {t: int(c.value) for t, c in counts.items() if c.std_error == 0},
+    )
+
+
+def _largest_eigenvalue(operator: SymmetricOperator, seed: int) -> tuple[float, int]:
+    """Largest ``|λ|`` to about one per cent, and the products that it took."""
+    probes = GaussianProbes(operator.dim, seed, dtype=operator.dtype, device=operator.device)
+    space = BlockKrylov(operator, probes.columns(0, min(4, operator.dim)), 64)
+    while not space.exhausted:
+        space.extend()
+        pairs = space.ritz()
+        top = int(pairs.values.abs().argmax())
+        if float(pairs.residuals[top]) <= 0.1 * float(pairs.values[top].abs()):
+            break
+    return float(space.ritz().values.abs().max()), space.num_products
+
+
+def _warn_of_bound(max_rank: int | None, rank: int | None) -> None:
+    if max_rank is None:
+        text = "the rank is not much smaller than the dimension; measured by method='dense' instead"
+    elif rank is None:
+        text = (
+            f"max_rank={max_rank} does not hold, or is too close to the dimension for a sketch to "
+            "pay; measured by method='dense' instead"
+        )
+    else:
+        text = f"max_rank={max_rank} does not hold: the rank is {rank}; the sketch was grown"
+    warnings.warn(text, RuntimeWarning, stacklevel=3)

@@ -1,0 +1,113 @@
+"""Keep a whole step in the measuring precision, whatever precision its code asks for.
+
+Two designs were weighed: refusing steps that cast down (``.float()`` before a loss is common advice
+for mixed precision, so many steps would be refused), and reading every floating type that the
+step's code names as the measuring one. The latter changes no value, only rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+_CASTS = {Tensor.float, Tensor.half, Tensor.bfloat16, Tensor.double}
+# Reads the same bits as another type: exchanging that type would change the value.
+_BITS = {Tensor.view}
+
+
+class PrecisionError(TypeError):
+    """The step computes in a lower precision in a way that could not be undone."""
+
+
+class KeepPrecision(TorchFunctionMode):
+    """While active, tensor functions compute in ``dtype`` where they would in another real type.
+
+    Casts to, and new tensors of, other floating types come out in ``dtype``; tensors from outside
+    (a constant in a closure) are cast on entry; autocast is off inside.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._dtype = dtype
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Run ``func`` with its types and arguments in the measuring precision.
+
+        Raises:
+            PrecisionError: it returns a lower precision all the same.
+        """
+        kwargs = kwargs or {}
+        if func in _CASTS or (func is Tensor.type and _names_float(args[1:], kwargs)):
+            return args[0].to(self._dtype)
+        if func in _BITS:
+            return func(*args, **kwargs)
+        name = getattr(func, "__name__", str(func))
+        if name.endswith("_"):  # in place: the tensor itself must be written to, not a cast of it
+            adapted, named = args, kwargs
+        else:
+            adapted = tuple(map(self._adapt, args))
+            named = {k: self._adapt(v) for k, v in kwargs.items()}
+        result = _without_autocast(func, adapted, named)
+        if self._is_foreign(result):
+            inputs = list(_tensors((*adapted, *named.values())))
+            if not inputs:  # made from data of the step's own: tensor, as_tensor
+                return result.to(self._dtype)
+            if any(x.dtype == self._dtype for x in inputs):
+                raise PrecisionError(
+                    f"{name} in the step turns {self._dtype} into {result.dtype}, and a rank "
+                    "counted from that would be wrong; remove the cast, or pass loss_fn=... "
+                    "(loss_fn(module, batch) -> scalar loss)"
+                )
+        return result
+
+    def _adapt(self, value: Any) -> Any:
+        if isinstance(value, torch.dtype):
+            return self._dtype if value.is_floating_point else value
+        if self._is_foreign(value):
+            return value.to(self._dtype)
+        if type(value) in (list, tuple):
+            return type(value)(map(self._adapt, value))
+        return value
+
+    def _is_foreign(self, value: Any) -> bool:
+        return (
+            isinstance(value, Tensor) and value.is_floating_point() and value.dtype != self._dtype
+        )
+
+
+def _names_float(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether ``Tensor.type`` is asked for a floating type, as a dtype or by its old name."""
+    wanted = args[0] if args else kwargs.get("dtype")
+    if isinstance(wanted, torch.dtype):
+        return wanted.is_floating_point
+    return isinstance(wanted, str) and wanted.endswith(
+        ("FloatTensor", "HalfTensor", "DoubleTensor", "BFloat16Tensor")
+    )
+
+
+def _tensors(values: Iterable[Any]) -> Iterable[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif type(value) in (list, tuple):
+            yield from _tensors(value)
+
+
+def _without_autocast(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Run ``func``, with autocast off where the step has switched it on for itself."""
+    if not torch.is_autocast_enabled() and not torch.is_autocast_enabled("cpu"):
+        return func(*args, **kwargs)
+    with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        return func(*args, **kwargs)

@@ -1,0 +1,185 @@
+"""The measurements of one run: reference data, bound, and one measurement after the other.
+
+Knows what a trainer says of itself (step, epoch, processes), but nothing of hooks and schedules.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from lightning_hessrank.live.failures import Failures
+from lightning_hessrank.live.measure import Ranks, measure
+from lightning_hessrank.live.network import reference_bound
+from lightning_hessrank.live.processes import Processes
+from lightning_hessrank.live.reference import ReferenceData, as_batches, collect, deal, share
+from lightning_hessrank.live.series import Series
+from lightning_hessrank.live.settings import Settings
+from lightning_hessrank.live.step import module_step
+from lightning_hessrank.live.subject import Subject
+from lightning_hessrank.live.verify import SPLIT_TOLERANCE
+from lightning_hessrank.operators import NonFiniteError
+from lightning_hessrank.rank import nan_estimate
+from lightning_hessrank.results import Measurement, RankBound
+
+
+class Session:
+    """Measures one run.
+
+    Args:
+        settings: what to measure, and how.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.series = Series(settings.meaning)
+        self.failures = Failures(settings.on_error)
+        self.processes = Processes()
+
+    def join(self, trainer: Any) -> None:
+        """Find out which processes measure together.
+
+        Raises:
+            UnsupportedStrategyError: the module is not whole on every one of them.
+        """
+        self.processes = Processes.of(trainer)
+        self.series.restore_reference(self.processes)
+
+    def collect_reference(self, module: Any, first_batch: Any) -> None:
+        """Collect reference data, unless the run has them already.
+
+        Args:
+            module: whose transfer hooks the user's own data go through.
+            first_batch: of training; ``None`` where it is gone.
+
+        Raises:
+            ValueError: there are none.
+            ProcessFailedError: there are none on some process.
+        """
+        series, processes, settings = self.series, self.processes, self._settings
+        if series.reference is not None or (settings.data is None and first_batch is None):
+            return
+        with processes.together():
+            if settings.data is None:
+                kept = collect([first_batch], share(settings.max_samples, processes))
+            else:
+                batches = as_batches(settings.data, module._apply_batch_transfer_handler)
+                kept = collect(batches, settings.max_samples, seed=settings.seed)
+                kept = deal(kept, settings.max_samples, processes)
+            series.reference = ReferenceData.gather(kept, processes)
+        if series.is_on_other_data():
+            self.failures.warn_once(
+                "the reference data differ from those of the run that is resumed, so ranks before "
+                "and after this point are not comparable; pass the same data=... to the monitor"
+            )
+
+    def affordable(self, max_overhead: float | None) -> bool:
+        """Whether the time budget allows a measurement now; all processes decide alike."""
+        if max_overhead is None or not self.series.history:
+            return True
+        projected = self.processes.first(self.series.clock.projected_overhead())
+        return projected < max_overhead
+
+    def take(self, trainer: Any, module: Any, epoch: int) -> Measurement:
+        """Measure the module as it is now.
+
+        Raises:
+            Exception: whatever went wrong; with several processes, on any of them.
+        """
+        series = self.series
+        began = time.perf_counter()
+        with (
+            series.clock.measuring(),
+            self.processes.together(),
+            self._subject(trainer, module) as subject,
+        ):
+            self._seek_bound(trainer, module, subject)
+            ranks = self._measure(trainer, subject)
+        return Measurement(
+            step=trainer.global_step,
+            epoch=epoch,
+            total=ranks.parts["total"],
+            outer=ranks.parts.get("outer"),
+            functional=ranks.parts.get("functional"),
+            bound=self._applicable_bound(ranks),
+            loss=ranks.loss,
+            seconds=time.perf_counter() - began,
+            overhead=series.clock.overhead(),
+            skipped=series.skipped,
+        )
+
+    def _measure(self, trainer: Any, subject: Subject) -> Ranks:
+        rtol = self.series.meaning["rtol"]
+        try:
+            ranks = measure(
+                subject,
+                rtol=rtol,
+                processes=self.processes,
+                verify=not self.series.verified,
+                seed=self._settings.seed,
+            )
+        except NonFiniteError as error:
+            self.failures.warn_once(
+                f"the rank is nan, first at step {trainer.global_step}: {error}"
+            )
+            return Ranks({"total": nan_estimate(subject.num_parameters, rtol=rtol)})
+        self.series.verified = True
+        return ranks
+
+    @contextmanager
+    def _subject(self, trainer: Any, module: Any, *, everyone: bool = False) -> Iterator[Subject]:
+        """Copy the module, for this process's batches or for those of all."""
+        reference = self.series.reference
+        assert reference is not None
+        subject = Subject(
+            module,
+            reference.everyone if everyone and reference.everyone else reference.batches,
+            module_step(module, self._settings.loss_fn),
+            training=None if self.series.meaning["module_mode"] == "train" else False,
+            seed=self._settings.seed,
+            trainer=trainer,
+            total_samples=reference.num_samples,
+        )
+        try:
+            yield subject
+        finally:
+            subject.release()
+
+    def _seek_bound(self, trainer: Any, module: Any, subject: Subject) -> None:
+        """Find the linear bound at the first measurement; it is constant within a run."""
+        series = self.series
+        if series.bound_sought:
+            return
+        series.bound_sought = True
+        assert series.reference is not None
+        if series.reference.everyone is None:
+            self.failures.warn_once(
+                "the rank is logged without a bound: the reference data of all processes together "
+                "are too large to be gathered; reduce max_samples"
+            )
+            return
+        try:
+            if self.processes.count == 1:
+                series.bound = reference_bound(subject)
+            else:
+                with self._subject(trainer, module, everyone=True) as union:
+                    series.bound = reference_bound(union)
+        except Exception as error:  # whatever the module does to it, the rank can be measured
+            self.failures.warn_once(f"the rank is logged without a bound: {error}")
+
+    def _applicable_bound(self, ranks: Ranks) -> RankBound | None:
+        """Return the bound, marked where the loss has a part that it does not know of."""
+        bound = self.series.bound
+        if ranks.unexplained <= SPLIT_TOLERANCE:
+            return bound
+        reason = (
+            "the loss has a part that does not pass through the network's output (a weight "
+            "penalty, or a loss function that was not recognised), to which no bound applies"
+        )
+        self.failures.warn_once(
+            f"{reason}; the total rank includes it. Pass loss_fn=... to measure the data loss alone"
+        )
+        return None if bound is None else replace(bound, is_theorem=False, reason=reason)

@@ -1,0 +1,104 @@
+"""How much memory there is, how much a graph holds, and whether an error means there was none."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+#: Share of the free memory that a measurement may take when no limit is given.
+FREE_SHARE = 0.5
+
+
+def memory_limit(device: torch.device) -> int:
+    """Bytes that a measurement may take on ``device`` by default: half of what is free now."""
+    return int(FREE_SHARE * free_memory(device))
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes free on ``device``; a container's limit counts."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    return min(_free_in_system(), _free_in_cgroup())
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that an allocation failed; CPU allocators raise plain RuntimeErrors."""
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and any(
+        phrase in text
+        for phrase in (
+            "out of memory",
+            "can't allocate memory",
+            "not enough memory",
+            "alloc failed",
+        )
+    )
+
+
+def graph_bytes(outputs: Iterable[Tensor], parameters: Iterable[Tensor]) -> int:
+    """Bytes of the tensors that the autograd graph behind ``outputs`` has saved.
+
+    Each storage counts once; the parameters' own are left out.
+    """
+    seen = {p.untyped_storage().data_ptr() for p in parameters}
+    total = 0
+    nodes = [x.grad_fn for x in outputs if x.grad_fn is not None]
+    visited = set(nodes)
+    while nodes:
+        node = nodes.pop()
+        for saved in _saved_tensors(node):
+            storage = saved.untyped_storage()
+            if storage.data_ptr() not in seen:
+                seen.add(storage.data_ptr())
+                total += storage.nbytes()
+        for following, _ in node.next_functions:
+            if following is not None and following not in visited:
+                visited.add(following)
+                nodes.append(following)
+    return total
+
+
+def _saved_tensors(node: torch.autograd.graph.Node) -> Iterable[Tensor]:
+    for name in dir(node):
+        if not (name.startswith("_saved_") or name == "saved_tensors"):
+            continue
+        try:
+            value = getattr(node, name)
+        except RuntimeError:  # freed, or not to be shown: nothing that we could count
+            continue
+        for item in value if isinstance(value, (tuple, list)) else (value,):
+            if isinstance(item, Tensor):
+                yield item
+
+
+def _free_in_system() -> int:
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    pages = os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**19
+    return pages * (os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096) // 2
+
+
+def _free_in_cgroup() -> int:
+    """Bytes left of a control group's limit (version 2, then 1); huge where there is none."""
+    for limit, usage in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        (
+            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        ),
+    ):
+        try:
+            return max(0, int(Path(limit).read_text()) - int(Path(usage).read_text()))
+        except (OSError, ValueError):  # not there, or "max"
+            continue
+    return 2**62
