@@ -69,8 +69,8 @@ class Session:
         with processes.together():
             if settings.data is None and first_batch is None:
                 raise ValueError(
-                    "training_step(dataloader_iter) fetches its own batches; pass data=... (a batch "
-                    "or a DataLoader) to the monitor"
+                    "training_step(dataloader_iter) fetches its own batches; pass data=... (a "
+                    "batch or a DataLoader) to the monitor"
                 )
             if settings.data is None:
                 kept = collect([first_batch], share(settings.max_samples, processes))
@@ -145,9 +145,9 @@ class Session:
             return Ranks({"total": nan_estimate(subject.num_parameters, method=method, rtol=rtol)})
         if len(ranks.parts) == 1:
             self.failures.warn_once(
-                "the total rank only: no known loss function was seen in the step, so the "
-                'network\'s output is unknown; return {"loss": loss, "output": output} from training_step or '
-                "loss_fn, or use a loss of torch.nn.functional"
+                "the total rank only: no known loss function was seen in the step, so the output "
+                'of the network is unknown; return {"loss": loss, "output": output} from '
+                "training_step or loss_fn, or use a loss of torch.nn.functional"
             )
         if ranks.choice:
             logger.info("%s: %s", settings.name, ranks.choice)
