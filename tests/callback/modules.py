@@ -181,8 +181,8 @@ class ReturnsDict(Module):
     "loss written by hand",
     parts=False,
     outcome="the total rank only: no known loss function was seen in the step, so the output of "
-    'the network is unknown; return {"loss": loss, "output": output} from training_step or loss_fn, '
-    "or use a loss of torch.nn.functional",
+    'the network is unknown; return {"loss": loss, "output": output} from training_step or '
+    "loss_fn, or use a loss of torch.nn.functional",
 )
 class OwnLoss(Module):
     def training_step(self, batch: Any, batch_idx: int) -> Any:
@@ -370,7 +370,8 @@ case(
     "gradient at every step size (relative error * at best), so the second derivatives of this "
     "step are wrong and no rank is given; no custom autograd function was seen; look for "
     "operations that replace a gradient (straight-through estimators, hooks on tensors) and for "
-    "state that the step computes from the weights without gradients (spectral norm in training mode). Pass "
+    "state that the step computes from the weights without gradients (spectral norm in training "
+    "mode). Pass "
     "loss_fn=... that avoids them",
 )(lambda: network(parametrizations.spectral_norm(nn.Linear(4, 3))))
 case(LAYERS, "lazy layers")(lambda: network(nn.LazyLinear(3), nn.Tanh(), nn.LazyLinear(3)))
