@@ -363,10 +363,10 @@ def test_announcement_leads_to_the_run(tmp_path: Path) -> None:
     cards = json.loads(query["pinnedCards"][0])
     assert [c["tag"] for c in cards] == [
         "p-h-figures/overview",
+        "p-h-figures/sorted",
         "p-h-tolerance/rank_machine",
         "p-h-estimate/rank",
         "p-h-tolerance/rank_1e-3",
-        "p-h-figures/sorted",
     ]
     images = [c for c in cards if c["plugin"] == "images"]
     assert {(c["runId"], c["sample"]) for c in images} == {
