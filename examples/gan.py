@@ -88,6 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--figure", type=Path, help="write the picture here")
     args = parser.parse_args(argv)
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*LeafSpec.*")
 
     pl.seed_everything(0)
     reference = blobs(128)
@@ -121,8 +122,8 @@ def draw(monitors: Sequence[HessianRankMonitor]) -> Figure:
         for rtol, style in ((1e-2, "-"), (1e-4, "--")):
             counts = [record["counts"][rtol] for record in monitor.history]
             axes.plot(steps, counts, style, color=color, label=f"{monitor.name}, {rtol:.0e}")
-    axes.set(xlabel="step", ylabel="eigenvalues beyond tolerance", ylim=(0, None))
-    axes.legend(fontsize=8)
+    axes.set(xlabel="step", ylabel="eigenvalues beyond tolerance", ylim=(0, 400))
+    axes.legend(fontsize=8, loc="upper right", ncols=2)
     return figure
 
 
