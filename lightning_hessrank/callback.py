@@ -12,6 +12,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from lightning_hessrank.dashboard import Dashboard, scalars
 from lightning_hessrank.live.failures import HessianRankWarning
+from lightning_hessrank.live.log import logger
 from lightning_hessrank.live.session import Session
 from lightning_hessrank.live.settings import Settings
 from lightning_hessrank.live.step import LossFn
@@ -152,7 +153,9 @@ class HessianRankMonitor(Callback):
             self._session.join(trainer)
         with failures.handled("the dashboard could not be set up"):
             if trainer.is_global_zero:
-                self.dashboard.start(trainer.loggers)
+                announcement = self.dashboard.start(trainer.loggers)
+                if announcement:
+                    logger.info(announcement)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Note where training begins, or goes on."""
@@ -170,13 +173,8 @@ class HessianRankMonitor(Callback):
         if any(isinstance(p, UninitializedParameter) for p in pl_module.parameters()):
             return  # lazy modules: as soon as the first step has given them a shape
         self._first_batch_pending = False
-        epoch = trainer.current_epoch
         if not self.history:
-            self._measure(trainer, pl_module, epoch)
-        elif self._falls_on(epoch) and batch_idx == 0 and epoch > 0:
-            # Resumed from a checkpoint that was saved between the last step of a due epoch and its
-            # end (during validation): that epoch's measurement is not in it.
-            self._measure(trainer, pl_module, epoch - 1)
+            self._measure(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -184,26 +182,23 @@ class HessianRankMonitor(Callback):
         """Measure after every ``every_n_steps`` optimiser steps."""
         step, n = trainer.global_step, self.settings.every_n_steps
         if n and step // n > self._seen_step // n:  # several optimisers take several steps a batch
-            self._measure(trainer, pl_module, trainer.current_epoch)
+            self._measure(trainer, pl_module)
         self._seen_step = step
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Measure after every ``every_n_epochs`` epochs."""
-        if self._falls_on(trainer.current_epoch + 1):
-            self._measure(trainer, pl_module, trainer.current_epoch)
+        n = self.settings.every_n_epochs
+        if n and (trainer.current_epoch + 1) % n == 0:
+            self._measure(trainer, pl_module)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Measure the trained network, unless that has just been done."""
-        self._measure(trainer, pl_module, trainer.current_epoch)
+        self._measure(trainer, pl_module)
         self._session.failures.summarise()
-
-    def _falls_on(self, epochs_done: int) -> bool:
-        n = self.settings.every_n_epochs
-        return n is not None and epochs_done % n == 0
 
     # -- one measurement -----------------------------------------------------------------------
 
-    def _measure(self, trainer: Any, module: Any, epoch: int) -> None:
+    def _measure(self, trainer: Any, module: Any) -> None:
         """Measure, remember and log; at most once at each step."""
         session, series = self._session, self._session.series
         step = trainer.global_step
@@ -217,7 +212,7 @@ class HessianRankMonitor(Callback):
         measurement = None
         if session.affordable(self.settings.max_overhead):
             with session.failures.handled(f"no rank was measured at step {step}"):
-                measurement = session.take(trainer, module, epoch)
+                measurement = session.take(trainer, module)
                 series.add(measurement)
         else:
             series.skipped += 1

@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypedDict
 
 import torch
 
 from lightning_hessrank.estimators.dense import dense_rank
 from lightning_hessrank.estimators.lanczos import lanczos_rank
-from lightning_hessrank.estimators.sketch import sketch_rank
+from lightning_hessrank.estimators.sketch import CORE_RTOL, sketch_rank
 from lightning_hessrank.operators import Progress, SymmetricOperator
 from lightning_hessrank.operators.memory import memory_limit as default_memory_limit
 from lightning_hessrank.results import Method, Part, RankEstimate
@@ -60,9 +60,9 @@ def choose_method(
     cubic = seconds_per_cube(operator)
     p, itemsize = operator.dim, operator.dtype.itemsize
     exact = [
-        MethodChoice("dense", "", p * product + cubic * p**3, 3 * 8 * p * p),
+        MethodChoice("dense", "", p * product / 2 + cubic * p**3, 24 * p * p),
     ]
-    if max_rank is not None and max_rank + 8 < p:
+    if max_rank is not None and 2 * max_rank < p and (rtol is None or rtol <= CORE_RTOL):
         k = max_rank + 8
         seconds = k * product + cubic * (k**3 + p * k * k / 4)
         exact.append(MethodChoice("sketch", "", seconds, 3 * 8 * k * k + 2 * 64 * p * itemsize))
@@ -90,6 +90,7 @@ def estimate_rank(
     rtol: float | None = None,
     max_rank: int | None = None,
     seed: int = 0,
+    memory_limit: int | None = None,
     part: Part = "total",
     progress: Progress | None = None,
 ) -> RankEstimate:
@@ -101,6 +102,7 @@ def estimate_rank(
         rtol: relative tolerance of the count; ``None``: the method's own.
         max_rank: a known upper bound on the rank, for the sketch.
         seed: of the probes.
+        memory_limit: bytes; ``None``: half of what is free. Several processes must pass the same.
         part: what the operator is, for the result.
         progress: called between blocks of products with (done, total).
 
@@ -110,16 +112,29 @@ def estimate_rank(
         UnresolvedError: sketch or lanczos cannot tell the count at this tolerance.
     """
     if method == "auto":
-        method = choose_method(operator, max_rank=max_rank, rtol=rtol).method
+        method = choose_method(
+            operator, max_rank=max_rank, rtol=rtol, memory_limit=memory_limit
+        ).method
+    common: _Common = {
+        "rtol": rtol,
+        "memory_limit": memory_limit,
+        "part": part,
+        "progress": progress,
+    }
     if method == "dense":
-        return dense_rank(operator, rtol=rtol, part=part, progress=progress)
+        return dense_rank(operator, **common)
     if method == "sketch":
-        return sketch_rank(
-            operator, rtol=rtol, max_rank=max_rank, seed=seed, part=part, progress=progress
-        )
+        return sketch_rank(operator, max_rank=max_rank, seed=seed, **common)
     if method == "lanczos":
-        return lanczos_rank(operator, rtol=rtol, seed=seed, part=part, progress=progress)
+        return lanczos_rank(operator, seed=seed, **common)
     raise ValueError(f"method must be one of 'auto', 'dense', 'sketch', 'lanczos', got {method!r}")
+
+
+class _Common(TypedDict):
+    rtol: float | None
+    memory_limit: int | None
+    part: Part
+    progress: Progress | None
 
 
 def seconds_per_product(operator: SymmetricOperator) -> float:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 import warnings
+from functools import partial
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from lightning_hessrank.estimators.dense import dense_rank, symmetric_eigenvalues
 from lightning_hessrank.estimators.krylov import BlockKrylov
@@ -26,6 +28,8 @@ from lightning_hessrank.tolerance import (
 #: Columns beyond the expected rank: a core with this many zero eigenvalues is not full by accident.
 OVERSAMPLING = 8
 FIRST_SIZE = 64
+#: Rows of the core that are formed at a time.
+ROWS = 512
 #: Smallest gap of the core's spectrum at the cut that makes its count believable.
 MIN_GAP = 1e3
 #: The core distorts eigenvalues by orders of magnitude; cuts above this are not looked for there.
@@ -60,23 +64,16 @@ class SketchCore:
         column_bytes = self._operator.dim * self._operator.dtype.itemsize
         keep = size * column_bytes <= self._limit // 2
         omega = self._probes.columns(0, size) if keep else None
-        for block in product_blocks(
-            self._operator,
-            size,
-            (lambda i, j: omega[:, i:j]) if omega is not None else self._probes.columns,
-            progress,
-            start=old,
-        ):
-            stop = block.columns.stop
-            for first in range(0, stop, 256):
-                rows = slice(first, min(first + 256, stop))
-                left = (
-                    omega[:, rows]
-                    if omega is not None
-                    else self._probes.columns(rows.start, rows.stop)
-                )
-                core[rows, block.columns] = left.T @ block.products
+        columns = self._probes.columns if omega is None else partial(_columns, omega)
+        for numbers, products in product_blocks(self._operator, size, columns, progress, start=old):
+            for first in range(0, numbers.stop, ROWS):
+                rows = slice(first, min(first + ROWS, numbers.stop))
+                core[rows, numbers] = columns(rows.start, rows.stop).T @ products
         self.matrix = torch.triu(core) + torch.triu(core, 1).T
+
+
+def _columns(matrix: Tensor, start: int, stop: int) -> Tensor:
+    return matrix[:, start:stop]
 
 
 def sketch_rank(
@@ -121,7 +118,9 @@ def sketch_rank(
     if found is None or (max_rank is not None and found.rank > max_rank):
         _warn_of_bound(max_rank, None if found is None else found.rank)
     if found is None:
-        return dense_rank(operator, rtol=rtol, part=part, progress=progress)
+        return dense_rank(
+            operator, rtol=rtol, memory_limit=memory_limit, part=part, progress=progress
+        )
     return RankEstimate(
         rank=found.rank,
         std_error=0.0,
@@ -157,7 +156,7 @@ def _from_core(
     """Grow the core until it is not full; ``None`` where that would be more work than dense."""
     core = SketchCore(operator, seed, limit)
     size = (FIRST_SIZE if max_rank is None else max_rank) + OVERSAMPLING
-    while 2 * size < operator.dim or size <= OVERSAMPLING < operator.dim:
+    while 2 * size < operator.dim:
         needed = 3 * size * size * operator.dtype.itemsize
         if needed > limit:
             raise MemoryError(

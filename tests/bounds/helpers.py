@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev
 
-from lightning_hessrank.tolerance import numerical_rank
+from lightning_hessrank.tolerance import machine_rtol, numerical_rank
 
 LOSSES = {"mse": nn.functional.mse_loss, "cross_entropy": nn.functional.cross_entropy}
 
@@ -17,8 +17,8 @@ def targets_like(outputs: Tensor, loss: str) -> Tensor:
     return noise if loss == "mse" else noise.softmax(1)
 
 
-def hessians(model: nn.Module, inputs: Tensor, loss: str = "mse") -> dict[str, Tensor]:
-    """Dense Hessian and its parts at the model's own weights, each part computed directly."""
+def curvature_parts(model: nn.Module, inputs: Tensor, loss: str = "mse") -> dict[str, Tensor]:
+    """Functional Hessian, Jacobian and loss curvature at the model's own weights."""
     named = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
     shapes = [p.shape for p in named.values()]
     theta = torch.cat([p.flatten() for p in named.values()])
@@ -38,13 +38,27 @@ def hessians(model: nn.Module, inputs: Tensor, loss: str = "mse") -> dict[str, T
     J = jacrev(outputs_at)(theta).reshape(f.numel(), -1)
     S = jacrev(grad(loss_of))(f).reshape(f.numel(), f.numel())
     functional = jacrev(grad(lambda v: (residual * outputs_at(v)).sum()))(theta)
-    outer = J.T @ S @ J
-    return {"total": outer + functional, "outer": outer, "functional": functional}
+    return {"functional": functional, "jacobian": J, "curvature": S}
 
 
 def exact_ranks(model: nn.Module, inputs: Tensor, loss: str = "mse") -> dict[str, int]:
     """Ranks of the dense Hessian and its parts."""
-    return {part: symmetric_rank(H) for part, H in hessians(model, inputs, loss).items()}
+    parts = curvature_parts(model, inputs, loss)
+    functional, J, S = parts["functional"], parts["jacobian"], parts["curvature"]
+    # The outer part from a factor: JᵀSJ itself has the squared condition number.
+    values, vectors = torch.linalg.eigh(S)
+    root = values.clamp(min=0).sqrt() * (values > 1e-12 * values.abs().max())
+    return {
+        "total": symmetric_rank(functional + J.T @ S @ J),
+        "outer": matrix_rank(root[:, None] * (vectors.T @ J)),
+        "functional": symmetric_rank(functional),
+    }
+
+
+def matrix_rank(matrix: Tensor) -> int:
+    """Numerical rank of any matrix."""
+    rtol = machine_rtol(max(matrix.shape))
+    return numerical_rank(torch.linalg.svdvals(matrix), rtol).rank
 
 
 def symmetric_rank(matrix: Tensor) -> int:

@@ -31,16 +31,6 @@ from tests.callback.training import (
     snapshot,
 )
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
-    pytest.mark.filterwarnings("ignore:.*bound.*:UserWarning"),
-    pytest.mark.filterwarnings("ignore:.*number of training batches.*"),
-    pytest.mark.filterwarnings("ignore:.*requested to overfit.*"),
-    pytest.mark.filterwarnings("ignore:.*LeafSpec.*"),
-    pytest.mark.filterwarnings("ignore:.*SWA.*"),
-    pytest.mark.filterwarnings("ignore:.*Swapping scheduler.*"),
-]
-
 #: Measures at the first batch, after every second step, at every epoch's end, and at the end.
 EVERYWHERE = {"every_n_epochs": 1, "every_n_steps": 2}
 
@@ -115,6 +105,7 @@ def test_training_is_bitwise_the_same(setup: dict[str, Any], mode: str) -> None:
     ids=["first and end", "every batch end", "some batch ends", "epoch ends"],
 )
 @pytest.mark.parametrize("name", NAMESPACES)
+@pytest.mark.usefixtures("real_bounds")
 def test_from_each_hook_in_both_namespaces(schedule: dict[str, Any], name: str) -> None:
     assert differences(run(None, name=name), run(schedule, name=name)) == []
 

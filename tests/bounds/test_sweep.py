@@ -1,0 +1,46 @@
+"""No bound of any kind may be below the exact rank: hundreds of random architectures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest import mock
+
+import pytest
+
+from lightning_hessrank.bounds import rank_bound, sampling
+from lightning_hessrank.results import RankBound
+from tests.bounds.architectures import Case, random_case
+from tests.bounds.helpers import exact_ranks
+
+
+@contextmanager
+def nothing_sampled() -> Iterator[None]:
+    """The patch bound as it is for large networks: formula only, no column block sampled."""
+    with mock.patch.object(sampling, "BUDGET", 0):
+        yield
+
+
+def bounds_of(case: Case) -> dict[str, RankBound]:
+    """Every kind of bound for a case's network, loss and data."""
+
+    def bound(kind: str) -> RankBound:
+        example, x = case.inputs[:1], case.inputs
+        return rank_bound(case.model, example, loss=case.loss, data=x, kind=kind)
+
+    with nothing_sampled():
+        bounds = {"formula": bound("patch")}
+    return bounds | {kind: bound(kind) for kind in ("patch", "generic")}
+
+
+@pytest.mark.parametrize("seed", range(120))
+def test_no_bound_is_below_the_exact_rank(seed: int) -> None:
+    case = random_case(seed, max_parameters=300)
+    exact = exact_ranks(case.model, case.inputs, case.loss)
+    for kind, bound in bounds_of(case).items():
+        assert bound.is_theorem
+        assert bound.total >= exact["total"], kind
+        assert bound.outer >= exact["outer"], kind
+        assert bound.functional >= exact["functional"], kind
+        if kind == "generic":
+            assert (bound.outer, bound.functional) == (exact["outer"], exact["functional"])
