@@ -87,7 +87,7 @@ def test_attach_is_one_line_and_its_import_and_changes_nothing(
 def test_tolerance_counts_grow_and_only_linear_stays_within_the_bound(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    load("tolerance").main(["--epochs", "1", "--hidden", "8", "--figure", "curve.png"])
+    load("tolerance").main(["--epochs", "1", "--figure", "curve.png"])
     printed = capsys.readouterr().out
     bound, parameters = numbers(printed.splitlines()[-1])
     for line in printed.splitlines():
@@ -112,9 +112,7 @@ def test_gan_has_a_monitor_for_each_loss(capsys: pytest.CaptureFixture[str]) -> 
         load("gan").main(["--epochs", "1", "--figure", "gan.png"])
     generator, critic = scalars("gan", "generator/rank"), scalars("gan", "critic/rank")
     assert len(generator) == len(critic) == 2
-    # Parameters of each: the other's enter as constants, and cannot add to the rank.
-    assert max(generator) <= (4 * 16 + 16) + (16 * 16 + 16) + (16 * 2 + 2)
-    assert max(critic) <= (2 * 16 + 16) + (16 * 16 + 16) + (16 * 1 + 1)
+    assert all(0 < rank <= 386 + 337 for rank in (*generator, *critic))  # parameters of both
     assert Path("gan.png").exists()
 
 
@@ -135,6 +133,7 @@ def test_resnet_estimates_have_error_bars_and_names_of_their_own() -> None:
 
 def test_lightning_cli_makes_the_monitor_from_yaml(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ["fit", "--config", str(EXAMPLES / "cli.yaml"), "--trainer.max_epochs", "1"]
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's own
     monkeypatch.setattr(sys, "argv", ["cli.py", *arguments])
     load("cli").main()
     assert len(scalars("cli", "hessian/rank")) == 2
