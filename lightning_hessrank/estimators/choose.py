@@ -18,6 +18,9 @@ from lightning_hessrank.results import Method, Part, RankEstimate
 
 #: Exact methods are preferred while they are expected to take no longer than this, in seconds.
 PATIENCE = 120.0
+#: Dense is preferred while it is expected to take no longer than this, even where a sketch would be
+#: faster: its spectrum answers at every tolerance.
+DENSE_PATIENCE = 5.0
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,9 @@ def choose_method(
 ) -> MethodChoice:
     """Choose between dense, sketch and lanczos.
 
-    The cheaper of the exact methods (dense; sketch where ``max_rank`` is known) wins if it fits
-    into the memory and is expected to take no longer than ``patience`` seconds; else lanczos.
+    Dense wins if it takes a few seconds, since its spectrum answers at every tolerance; then the
+    cheaper of the exact methods (dense; sketch where ``max_rank`` is known), if it fits into the
+    memory and is expected to take no longer than ``patience`` seconds; else lanczos.
 
     Costs two small blocks of products and one small eigenvalue problem.
 
@@ -67,6 +71,8 @@ def choose_method(
         seconds = k * product + cubic * (k**3 + p * k * k / 4)
         exact.append(MethodChoice("sketch", "", seconds, 3 * 8 * k * k + 2 * 64 * p * itemsize))
     fitting = sorted((c for c in exact if c.bytes <= limit), key=lambda c: c.seconds)
+    quick = [c for c in fitting if c.method == "dense" and c.seconds <= DENSE_PATIENCE]
+    fitting = quick or fitting
     facts = f"{p:,} parameters, {_duration(product)} a product, {limit / 2**30:.1f} GiB at most"
     if fitting and fitting[0].seconds <= patience:
         best = fitting[0]

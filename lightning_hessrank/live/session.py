@@ -138,8 +138,8 @@ class Session:
             return Ranks({"total": nan_estimate(subject.num_parameters, method=method, rtol=rtol)})
         if len(ranks.parts) == 1:
             self.failures.warn_once(
-                "the total rank only: no known loss function was seen in the step, so the network's "
-                'output is unknown; return {"loss": loss, "output": output} from training_step or '
+                "the total rank only: no known loss function was seen in the step, so the output of "
+                'the network is unknown; return {"loss": loss, "output": output} from training_step or '
                 "loss_fn, or use a loss of torch.nn.functional"
             )
         if ranks.choice:

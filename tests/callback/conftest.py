@@ -39,5 +39,5 @@ def real_bounds() -> None:
 def _stub_bounds(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if "real_bounds" in request.fixturenames:
         return
-    stub = RankBound(9, 5, 4, (), 9, "closed-form", is_theorem=True, reason="It is a stub.")
+    stub = RankBound(9, 5, 4, (), 9, "closed-form", is_theorem=False, reason="It is a stub.")
     monkeypatch.setattr(session, "reference_bound", lambda subject: stub)

@@ -44,7 +44,7 @@ def steps(monitor: HessianRankMonitor) -> list[int]:
 
 
 def strict(**options: Any) -> HessianRankMonitor:
-    return HessianRankMonitor(on_error="raise", **options)
+    return HessianRankMonitor(on_error="raise", **{"method": "dense", **options})
 
 
 @pytest.mark.parametrize(
