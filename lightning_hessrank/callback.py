@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import weakref
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -12,12 +13,14 @@ from torch.nn.parameter import UninitializedParameter
 
 from lightning_hessrank.dashboard import Dashboard, scalars
 from lightning_hessrank.live.failures import HessianRankWarning
+from lightning_hessrank.live.log import logger
 from lightning_hessrank.live.session import Session
 from lightning_hessrank.live.settings import Settings
 from lightning_hessrank.live.step import LossFn
 from lightning_hessrank.results import Measurement
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from pytorch_lightning.callbacks import Callback
 else:
     # `pytorch_lightning` and `lightning.pytorch` are separate class hierarchies, and each Trainer
@@ -69,6 +72,8 @@ class HessianRankMonitor(Callback):
         progress_bar: show one for measurements longer than a few seconds, unless the Trainer's own
             is switched off.
         prog_bar: also show the rank in the Trainer's progress bar, like ``log(prog_bar=True)``.
+        dashboard: what is written besides the scalars, e.g. ``Dashboard(figures=False)`` of
+            ``lightning_hessrank.dashboard``; ``None``: everything but the HParams page.
         name: first part of every logged name, and of the key in checkpoints, so that several
             monitors can run side by side.
         seed: of every random probe, and of randomness inside the step.
@@ -94,6 +99,7 @@ class HessianRankMonitor(Callback):
         on_error: Literal["warn", "raise"] = "warn",
         progress_bar: bool = True,
         prog_bar: bool = False,
+        dashboard: Dashboard | None = None,
         name: str = "hessian",
         seed: int = 0,
     ) -> None:
@@ -117,7 +123,7 @@ class HessianRankMonitor(Callback):
             name=name,
             seed=seed,
         )
-        self.dashboard = Dashboard(name=name)
+        self.dashboard = replace(dashboard or Dashboard(), name=name)
         self._run: tuple[Any, Any] | None = None
         self._begin_run()
 
@@ -125,6 +131,16 @@ class HessianRankMonitor(Callback):
     def history(self) -> list[dict[str, Any]]:
         """One plain dict per measurement of the run; it survives checkpoint and resume."""
         return self._session.series.history
+
+    def plot(self) -> Figure:
+        """Draw rank, counts at coarser tolerances and bound over the steps of the run so far.
+
+        Returns:
+            A ``matplotlib.figure.Figure`` that pyplot does not know, so nothing needs closing.
+        """
+        from lightning_hessrank.dashboard.figures import history_figure
+
+        return history_figure(self.history)
 
     def _begin_run(self) -> None:
         self._session = Session(self.settings)
@@ -149,10 +165,14 @@ class HessianRankMonitor(Callback):
         failures.silent = not trainer.is_global_zero
         self._session.series.clock.start()
         with failures.handled("no rank will be measured"):
-            self._session.join(trainer)
+            self._session.join(trainer, pl_module)
         with failures.handled("the dashboard could not be set up"):
             if trainer.is_global_zero:
-                self.dashboard.start(trainer.loggers)
+                owners = [x for x in (pl_module, trainer.datamodule) if x is not None]
+                hparams = {k: v for x in owners for k, v in x.hparams_initial.items()}
+                announcement = self.dashboard.start(trainer.loggers, hparams)
+                if announcement:
+                    logger.info(announcement)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Note where training begins, or goes on."""
@@ -170,13 +190,8 @@ class HessianRankMonitor(Callback):
         if any(isinstance(p, UninitializedParameter) for p in pl_module.parameters()):
             return  # lazy modules: as soon as the first step has given them a shape
         self._first_batch_pending = False
-        epoch = trainer.current_epoch
         if not self.history:
-            self._measure(trainer, pl_module, epoch)
-        elif self._falls_on(epoch) and batch_idx == 0 and epoch > 0:
-            # Resumed from a checkpoint that was saved between the last step of a due epoch and its
-            # end (during validation): that epoch's measurement is not in it.
-            self._measure(trainer, pl_module, epoch - 1)
+            self._measure(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -184,32 +199,30 @@ class HessianRankMonitor(Callback):
         """Measure after every ``every_n_steps`` optimiser steps."""
         step, n = trainer.global_step, self.settings.every_n_steps
         if n and step // n > self._seen_step // n:  # several optimisers take several steps a batch
-            self._measure(trainer, pl_module, trainer.current_epoch)
+            self._measure(trainer, pl_module)
         self._seen_step = step
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Measure after every ``every_n_epochs`` epochs."""
-        if self._falls_on(trainer.current_epoch + 1):
-            self._measure(trainer, pl_module, trainer.current_epoch)
+        n = self.settings.every_n_epochs
+        if n and (trainer.current_epoch + 1) % n == 0:
+            self._measure(trainer, pl_module)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Measure the trained network, unless that has just been done."""
-        self._measure(trainer, pl_module, trainer.current_epoch)
+        self._measure(trainer, pl_module)
         self._session.failures.summarise()
-
-    def _falls_on(self, epochs_done: int) -> bool:
-        n = self.settings.every_n_epochs
-        return n is not None and epochs_done % n == 0
 
     # -- one measurement -----------------------------------------------------------------------
 
-    def _measure(self, trainer: Any, module: Any, epoch: int) -> None:
+    def _measure(self, trainer: Any, module: Any) -> None:
         """Measure, remember and log; at most once at each step."""
         session, series = self._session, self._session.series
         step = trainer.global_step
         if session.failures.final or series.last_step == step:
             return
-        if series.reference is None:  # a loader that failed may be better by now
+        if series.reference is None and self.settings.data is not None:
+            # a loader that failed may be better by now
             with session.failures.handled("there are no reference data"):
                 session.collect_reference(module, None)
         if series.reference is None:
@@ -217,7 +230,7 @@ class HessianRankMonitor(Callback):
         measurement = None
         if session.affordable(self.settings.max_overhead):
             with session.failures.handled(f"no rank was measured at step {step}"):
-                measurement = session.take(trainer, module, epoch)
+                measurement = session.take(trainer, module)
                 series.add(measurement)
         else:
             series.skipped += 1

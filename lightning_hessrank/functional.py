@@ -12,19 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from lightning_hessrank.estimators.dense import spectrum_estimate, symmetric_eigenvalues
+from lightning_hessrank.estimators.sketch import MIN_GAP, OVERSAMPLING, SketchCore
 from lightning_hessrank.live.batch import clone_batch
 from lightning_hessrank.live.step import model_step
 from lightning_hessrank.live.subject import Subject
-from lightning_hessrank.operators import LossCurvature, NonFiniteError, SymmetricOperator
+from lightning_hessrank.operators import LossCurvature, NonFiniteError
+from lightning_hessrank.operators.memory import memory_limit
 from lightning_hessrank.rank import nan_estimate
 from lightning_hessrank.results import Part, RankEstimate
 from lightning_hessrank.tolerance import machine_rtol, numerical_rank
-
-#: A sketch is this much wider than the largest rank that it is asked to tell. One column would do
-#: in exact arithmetic; a few more keep the smallest eigenvalue of the core off the rounding errors.
-OVERSAMPLING = 8
-#: Without a gap of this factor at the cut, the count of a sketch may be off by some.
-MIN_GAP = 100.0
 
 
 def hessian_sum(
@@ -73,35 +69,12 @@ def _batch_matrix(subject: Subject, part: Part, sketch_width: int | None, seed: 
     if sketch_width is None:
         matrix = operator.to_dense()
     else:
-        matrix = sketch_core(operator, sketch_width, seed)
+        core = SketchCore(operator, seed, memory_limit(operator.device))
+        core.grow(sketch_width)
+        matrix = core.matrix
     if not bool(torch.isfinite(matrix).all()):
         raise NonFiniteError(f"the {part} Hessian is not finite at a finite loss")
     return matrix
-
-
-def sketch_core(operator: SymmetricOperator, width: int, seed: int) -> Tensor:
-    """Return ``Ωᵀ A Ω`` for ``width`` Gaussian probes, shape ``(width, width)``.
-
-    For a symmetric ``A`` of rank below ``width`` it has the rank of ``A`` with probability one:
-    ``A = V Λ Vᵀ`` gives ``(ΩᵀV) Λ (VᵀΩ)``, and the Gaussian ``width × rank`` matrix ``ΩᵀV`` has
-    full column rank. The probes are drawn again block by block, so that no ``dim × width`` matrix
-    is ever held.
-    """
-    block = min(operator.block_size, width)
-    starts = range(0, width, block)
-
-    def probes(start: int) -> Tensor:
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + start)
-        columns = min(block, width - start)
-        drawn = torch.randn(operator.dim, columns, generator=generator, dtype=operator.dtype)
-        return drawn.to(operator.device)
-
-    core = torch.empty(width, width, dtype=operator.dtype, device=operator.device)
-    for right in starts:
-        products = operator.matmat(probes(right))
-        for left in starts:
-            core[left : left + block, right : right + block] = probes(left).T @ products
-    return core.add_(core.T.clone()).mul_(0.5)
 
 
 def rank_of_sum(
@@ -118,21 +91,24 @@ def rank_of_sum(
         curvature: shape ``(p, p)``, or ``(k, k)`` with ``k < p`` for the core of a sketch.
         num_samples: that were summed over.
         part: of the Hessian, for the record.
-        rtol: relative tolerance of the count; ``None``: ``p * eps``.
+        rtol: relative tolerance of the count; ``None``: ``p * eps`` of its dtype.
         num_parameters: ``p``.
+
+    Returns:
+        The rank. From a sketch its ``gap`` is that of the core, and ``tolerance`` (in units of the
+        Hessian's eigenvalues, which a core does not keep) is ``nan``; so is the rank where the core
+        does not tell it, with a warning.
     """
     start = time.perf_counter()
-    width = len(curvature)
+    width, is_dense = len(curvature), len(curvature) == num_parameters
+    rtol = machine_rtol(num_parameters, curvature.dtype) if rtol is None else rtol
     unknown = nan_estimate(
-        num_parameters,
-        part=part,
-        rtol=rtol,
-        method="dense" if width == num_parameters else "sketch",
+        num_parameters, part=part, rtol=rtol, method="dense" if is_dense else "sketch"
     )
     if num_samples == 0 or not bool(torch.isfinite(curvature).all()):
         return unknown
     eigenvalues = symmetric_eigenvalues(curvature / num_samples)
-    if width == num_parameters:
+    if is_dense:
         return spectrum_estimate(
             eigenvalues,
             rtol=rtol,
@@ -140,7 +116,7 @@ def rank_of_sum(
             num_products=width,
             seconds=time.perf_counter() - start,
         )
-    rank = numerical_rank(eigenvalues, machine_rtol(num_parameters))
+    rank = numerical_rank(eigenvalues, rtol)
     doubt = _doubt(rank.rank, rank.gap, width)
     if doubt:
         warnings.warn(f"HessianRank is nan: {doubt}", RuntimeWarning, stacklevel=2)
@@ -148,8 +124,6 @@ def rank_of_sum(
     return replace(
         unknown,
         rank=rank.rank,
-        rtol=rank.rtol,
-        tolerance=rank.tolerance,
         gap=rank.gap,
         num_products=width,
         seconds=time.perf_counter() - start,
@@ -158,9 +132,9 @@ def rank_of_sum(
 
 def _doubt(rank: int, gap: float | None, width: int) -> str | None:
     """Say why the core of a sketch does not tell the rank, or return ``None``."""
-    if rank == width:
+    if rank > width - OVERSAMPLING // 2:
         return (
-            f"the sketch of {width} columns came out full, so the rank is at least {width}; pass a "
+            f"the sketch of {width} columns came out full, so the rank is at least {rank}; pass a "
             f"larger max_rank than {width - OVERSAMPLING}, or None for the dense state"
         )
     if gap is not None and gap < MIN_GAP:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_hessrank.estimators import dense_rank
+from lightning_hessrank.estimators import estimate_rank
 from lightning_hessrank.live.step import model_step
 from lightning_hessrank.live.subject import Subject
 from lightning_hessrank.operators import LossCurvature, NonFiniteError
@@ -45,7 +45,8 @@ def hessian_rank(
         method: ``"dense"``, ``"sketch"``, ``"lanczos"``, or ``"auto"``: by cost and memory.
         rtol: relative tolerance in [0, 1) of the count, times ``max|λ|``; ``None``: machine
             precision ``p * eps`` (dense, sketch) or 1e-3 (lanczos).
-        max_rank: a known upper bound on the rank, which makes the sketch cheap.
+        max_rank: a known upper bound on the rank, which makes the sketch cheap. One that is too
+            small is noticed and warned of; the rank is then measured without it.
         seed: of every random probe, and of randomness inside the model.
         dtype: floating type of the computation.
 
@@ -57,14 +58,26 @@ def hessian_rank(
         ValueError: an argument is out of range, the data are empty, the loss is not a scalar, or no
             parameter requires gradients.
         TypeError: ``data`` are not pairs, or the loss is not a tensor.
+        UnresolvedError: sketch or lanczos cannot tell the count at this tolerance.
+        MemoryError: what the method needs does not fit.
     """
     check_part(part)
+    check_method(method)
+    if max_rank is not None and (isinstance(max_rank, bool) or not isinstance(max_rank, int)):
+        raise TypeError(f"max_rank must be a whole number or None, got {max_rank!r}")
     if rtol is not None:
         check_rtol(rtol)
     subject = Subject(model, as_pairs(data), model_step(loss_fn), dtype=dtype, seed=seed)
     try:
         curvature = LossCurvature(subject.loss_function())
-        return dense_rank(curvature.operator(part), rtol=rtol, part=part)
+        return estimate_rank(
+            curvature.operator(part),
+            method=method,
+            rtol=rtol,
+            max_rank=max_rank,
+            seed=seed,
+            part=part,
+        )
     except NonFiniteError as error:
         warnings.warn(f"rank is nan: {error}", RuntimeWarning, stacklevel=2)
         return nan_estimate(subject.num_parameters, part=part, rtol=rtol)
@@ -106,11 +119,19 @@ def check_part(part: str) -> None:
         raise ValueError(f"part must be one of {', '.join(map(repr, PARTS))}, got {part!r}")
 
 
+def check_method(method: str) -> None:
+    """Raise unless ``method`` names a way to measure."""
+    if method not in ("auto", "dense", "sketch", "lanczos"):
+        raise ValueError(
+            f"method must be one of 'auto', 'dense', 'sketch', 'lanczos', got {method!r}"
+        )
+
+
 def nan_estimate(
     num_parameters: int,
     *,
     part: Part = "total",
-    method: Method = "dense",
+    method: Literal["auto"] | Method = "dense",
     rtol: float | None = None,
 ) -> RankEstimate:
     """Return the estimate that stands for a measurement that was not finite."""
@@ -120,7 +141,7 @@ def nan_estimate(
         rtol=machine_rtol(num_parameters) if rtol is None else rtol,
         tolerance=math.nan,
         gap=None,
-        method=method,
+        method="dense" if method == "auto" else method,
         num_parameters=num_parameters,
         num_products=0,
         seconds=0.0,

@@ -5,19 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypedDict
 
 import torch
 
 from lightning_hessrank.estimators.dense import dense_rank
 from lightning_hessrank.estimators.lanczos import lanczos_rank
-from lightning_hessrank.estimators.sketch import sketch_rank
+from lightning_hessrank.estimators.sketch import CORE_RTOL, sketch_rank
 from lightning_hessrank.operators import Progress, SymmetricOperator
 from lightning_hessrank.operators.memory import memory_limit as default_memory_limit
 from lightning_hessrank.results import Method, Part, RankEstimate
 
 #: Exact methods are preferred while they are expected to take no longer than this, in seconds.
 PATIENCE = 120.0
+#: Dense is preferred while it is expected to take no longer than this, even where a sketch would be
+#: faster: its spectrum answers at every tolerance.
+DENSE_PATIENCE = 5.0
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,9 @@ def choose_method(
 ) -> MethodChoice:
     """Choose between dense, sketch and lanczos.
 
-    The cheaper of the exact methods (dense; sketch where ``max_rank`` is known) wins if it fits
-    into the memory and is expected to take no longer than ``patience`` seconds; else lanczos.
+    Dense wins if it takes a few seconds, since its spectrum answers at every tolerance; then the
+    cheaper of the exact methods (dense; sketch where ``max_rank`` is known), if it fits into the
+    memory and is expected to take no longer than ``patience`` seconds; else lanczos.
 
     Costs two small blocks of products and one small eigenvalue problem.
 
@@ -60,13 +64,15 @@ def choose_method(
     cubic = seconds_per_cube(operator)
     p, itemsize = operator.dim, operator.dtype.itemsize
     exact = [
-        MethodChoice("dense", "", p * product + cubic * p**3, 3 * 8 * p * p),
+        MethodChoice("dense", "", p * product / 2 + cubic * p**3, 24 * p * p),
     ]
-    if max_rank is not None and max_rank + 8 < p:
+    if max_rank is not None and 2 * max_rank < p and (rtol is None or rtol <= CORE_RTOL):
         k = max_rank + 8
         seconds = k * product + cubic * (k**3 + p * k * k / 4)
         exact.append(MethodChoice("sketch", "", seconds, 3 * 8 * k * k + 2 * 64 * p * itemsize))
     fitting = sorted((c for c in exact if c.bytes <= limit), key=lambda c: c.seconds)
+    quick = [c for c in fitting if c.method == "dense" and c.seconds <= DENSE_PATIENCE]
+    fitting = quick or fitting
     facts = f"{p:,} parameters, {_duration(product)} a product, {limit / 2**30:.1f} GiB at most"
     if fitting and fitting[0].seconds <= patience:
         best = fitting[0]
@@ -90,6 +96,7 @@ def estimate_rank(
     rtol: float | None = None,
     max_rank: int | None = None,
     seed: int = 0,
+    memory_limit: int | None = None,
     part: Part = "total",
     progress: Progress | None = None,
 ) -> RankEstimate:
@@ -101,6 +108,7 @@ def estimate_rank(
         rtol: relative tolerance of the count; ``None``: the method's own.
         max_rank: a known upper bound on the rank, for the sketch.
         seed: of the probes.
+        memory_limit: bytes; ``None``: half of what is free. Several processes must pass the same.
         part: what the operator is, for the result.
         progress: called between blocks of products with (done, total).
 
@@ -110,16 +118,29 @@ def estimate_rank(
         UnresolvedError: sketch or lanczos cannot tell the count at this tolerance.
     """
     if method == "auto":
-        method = choose_method(operator, max_rank=max_rank, rtol=rtol).method
+        method = choose_method(
+            operator, max_rank=max_rank, rtol=rtol, memory_limit=memory_limit
+        ).method
+    common: _Common = {
+        "rtol": rtol,
+        "memory_limit": memory_limit,
+        "part": part,
+        "progress": progress,
+    }
     if method == "dense":
-        return dense_rank(operator, rtol=rtol, part=part, progress=progress)
+        return dense_rank(operator, **common)
     if method == "sketch":
-        return sketch_rank(
-            operator, rtol=rtol, max_rank=max_rank, seed=seed, part=part, progress=progress
-        )
+        return sketch_rank(operator, max_rank=max_rank, seed=seed, **common)
     if method == "lanczos":
-        return lanczos_rank(operator, rtol=rtol, seed=seed, part=part, progress=progress)
+        return lanczos_rank(operator, seed=seed, **common)
     raise ValueError(f"method must be one of 'auto', 'dense', 'sketch', 'lanczos', got {method!r}")
+
+
+class _Common(TypedDict):
+    rtol: float | None
+    memory_limit: int | None
+    part: Part
+    progress: Progress | None
 
 
 def seconds_per_product(operator: SymmetricOperator) -> float:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from lightning_hessrank.operators import LossCurvature, Progress, SymmetricOperator
+from lightning_hessrank.operators.memory import memory_limit as default_memory_limit
 from lightning_hessrank.results import PARTS, Part, RankEstimate
 from lightning_hessrank.tolerance import COUNT_TOLERANCES, machine_rtol, numerical_rank
 
@@ -17,6 +18,7 @@ def dense_rank(
     operator: SymmetricOperator,
     *,
     rtol: float | None = None,
+    memory_limit: int | None = None,
     part: Part = "total",
     progress: Progress | None = None,
 ) -> RankEstimate:
@@ -27,15 +29,20 @@ def dense_rank(
     Args:
         operator: the symmetric matrix.
         rtol: relative cut-off in ``[0, 1)``; ``None``: ``dim * eps`` of the operator's dtype.
+        memory_limit: bytes; ``None``: half of what is free.
         part: what the operator is, for the result.
         progress: called between blocks of products.
 
     Raises:
         NonFiniteError: the matrix has nan or inf.
-        MemoryError: not even one product fits into memory.
+        MemoryError: the matrix, or not even one product, fits into memory.
     """
     start = time.perf_counter()
-    matrix = operator.spectral_matrix(progress)
+    check_memory(operator, memory_limit)
+    matrix = operator.smaller_matrix()
+    if matrix is None:
+        matrix = operator.to_dense(progress)
+        operator.check_finite(matrix)
     return spectrum_estimate(
         pad_with_zeros(symmetric_eigenvalues(matrix), operator.dim),
         rtol=machine_rtol(operator.dim, operator.dtype) if rtol is None else rtol,
@@ -46,22 +53,118 @@ def dense_rank(
 
 
 def dense_parts(
-    curvature: LossCurvature, *, rtol: float | None = None, progress: Progress | None = None
+    curvature: LossCurvature,
+    *,
+    rtol: float | None = None,
+    memory_limit: int | None = None,
+    progress: Progress | None = None,
 ) -> dict[Part, RankEstimate]:
-    """Ranks of the Hessian and, where the network's output is known, of its two parts."""
-    parts = PARTS if curvature.outputs_known else PARTS[:1]
-    return {
-        part: dense_rank(curvature.operator(part), rtol=rtol, part=part, progress=progress)
-        for part in parts
-    }
+    """Ranks of the Hessian and, where the network's output is known, of its two parts.
+
+    Costs less than three times :func:`dense_rank`: the outer-product Hessian comes from its factor
+    (see :mod:`lightning_hessrank.operators.factor`), or is the difference of the other two where
+    these are not so large that it would be lost in their rounding.
+
+    Args:
+        curvature: of the loss.
+        rtol: relative cut-off in ``[0, 1)``; ``None``: ``p * eps``.
+        memory_limit: bytes; ``None``: half of what is free.
+        progress: called between blocks of products, of all parts together.
+
+    Raises:
+        NonFiniteError: a part has nan or inf.
+        MemoryError: the matrices do not fit into memory.
+    """
+    if not curvature.outputs_known:
+        operator = curvature.operator()
+        estimate = dense_rank(operator, rtol=rtol, memory_limit=memory_limit, progress=progress)
+        return {"total": estimate}
+    check_memory(curvature.operator(), memory_limit, copies=4)
+    clock, estimates = _Clock(), {}
+
+    def measure(part: Part, matrix: Tensor) -> RankEstimate:
+        eigenvalues = pad_with_zeros(symmetric_eigenvalues(matrix), curvature.num_parameters)
+        return spectrum_estimate(
+            eigenvalues,
+            rtol=machine_rtol(len(eigenvalues), curvature.dtype) if rtol is None else rtol,
+            part=part,
+            num_products=len(eigenvalues),
+            seconds=clock.lap(),
+        )
+
+    operators = {part: curvature.operator(part) for part in PARTS}
+    total = operators["total"].to_dense(_half(progress, 0))
+    operators["total"].check_finite(total)
+    estimates["total"] = measure("total", total)
+    functional = operators["functional"].to_dense(_half(progress, 1))
+    operators["functional"].check_finite(functional)
+    estimates["functional"] = measure("functional", functional)
+    outer = _outer_matrix(operators["outer"], total, functional)
+    estimates["outer"] = measure("outer", outer)
+    return {part: estimates[part] for part in PARTS}
+
+
+def _outer_matrix(operator: SymmetricOperator, total: Tensor, functional: Tensor) -> Tensor:
+    """Return a matrix with the outer part's nonzero eigenvalues; overwrites ``total``."""
+    smaller = operator.smaller_matrix()
+    if smaller is not None:
+        return smaller
+    outer = total.sub_(functional)
+    generator = torch.Generator().manual_seed(0)
+    v = torch.randn(operator.dim, 2, generator=generator, dtype=torch.float64).to(outer)
+    error = torch.linalg.vector_norm(outer @ v - operator.matmat(v))
+    size, lost = torch.linalg.vector_norm(outer), torch.linalg.vector_norm(functional)
+    # A penalty on the weights is in neither part: then the difference is not the outer one.
+    agrees = error <= 1e-10 * (size + lost) * torch.linalg.vector_norm(v)
+    return outer if bool(agrees) and bool(lost <= 10 * size) else operator.to_dense()
+
+
+def _half(progress: Progress | None, half: int) -> Progress | None:
+    """Report on one of two runs of products as on one."""
+    if progress is None:
+        return None
+    return lambda done, total: progress(half * total + done, 2 * total)
+
+
+class _Clock:
+    """Seconds since the last lap."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+
+    def lap(self) -> float:
+        last, self._last = self._last, time.perf_counter()
+        return self._last - last
+
+
+def check_memory(
+    operator: SymmetricOperator, memory_limit: int | None = None, copies: int = 3
+) -> None:
+    """Raise unless some dense copies of the operator's matrix fit into memory.
+
+    Raises:
+        MemoryError: they do not.
+    """
+    limit = default_memory_limit(operator.device) if memory_limit is None else memory_limit
+    needed = copies * 8 * operator.dim**2
+    if needed > limit:
+        raise MemoryError(
+            f"the dense {operator.name} of {operator.dim:,} parameters needs about "
+            f"{needed / 2**30:.2g} GiB, but the limit is {limit / 2**30:.2g} GiB; use "
+            "method='sketch' with a max_rank, or method='lanczos'"
+        )
 
 
 def symmetric_eigenvalues(matrix: Tensor) -> Tensor:
     """Eigenvalues of a symmetric matrix, ascending, float64.
 
-    Where a solver does not converge (GPU solvers are known to fail on rank-deficient matrices), the
-    CPU's is tried, then LAPACK's other driver.
+    Rows and columns of zeros (of weights on dead pixels, or of dead units) are left out of the
+    computation. Where a solver does not converge (GPU solvers are known to fail on rank-deficient
+    matrices), the CPU's is tried, then LAPACK's other driver.
     """
+    size, alive = len(matrix), matrix.any(dim=1)
+    if not bool(alive.all()):
+        return pad_with_zeros(symmetric_eigenvalues(matrix[alive][:, alive]), size)
     if matrix.device.type != "mps":
         matrix = matrix.to(torch.float64)
     try:

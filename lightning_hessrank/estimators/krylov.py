@@ -83,7 +83,7 @@ class BlockKrylov:
         self.size = old + b
         basis = self._basis[:, : self.size]
         products = torch.cat(
-            [x.products for x in product_blocks(self._operator, b, lambda i, j: block[:, i:j])],
+            [x for _, x in product_blocks(self._operator, b, lambda i, j: block[:, i:j])],
             dim=1,
         )
         self.num_products += b

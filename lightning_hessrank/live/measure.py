@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
-from lightning_hessrank.estimators import dense_rank
+from lightning_hessrank.estimators import choose_method, dense_parts, estimate_rank
 from lightning_hessrank.live.isolation import undisturbed
 from lightning_hessrank.live.processes import Processes
 from lightning_hessrank.live.subject import Subject
-from lightning_hessrank.live.verify import check_product, unexplained_share
-from lightning_hessrank.operators import LossCurvature, NonFiniteError
-from lightning_hessrank.results import PARTS, Part, RankEstimate
+from lightning_hessrank.live.verify import (
+    SPLIT_TOLERANCE,
+    check_product,
+    missing_derivatives_named,
+    unexplained_share,
+)
+from lightning_hessrank.operators import (
+    LossCurvature,
+    NonFiniteError,
+    Progress,
+    ReducedOperator,
+    SymmetricOperator,
+)
+from lightning_hessrank.results import PARTS, Method, Part, RankBound, RankEstimate
+
+Layers = Mapping[str, Sequence[str]]
+"""Names of the parameters of each layer."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,45 +36,105 @@ class Ranks:
 
     parts: dict[Part, RankEstimate]
     """``"total"`` always; the others where the network's output is known."""
+    layers: dict[str, RankEstimate] = field(default_factory=dict)
+    """Of each layer's diagonal block, where they were asked for."""
     loss: float = math.nan
     """Mean loss on the reference data."""
     unexplained: float = 0.0
     """Share of the Hessian that does not pass through the network's output."""
+    choice: str = ""
+    """Why the method was chosen, where that was left to the measurement."""
+
+    @property
+    def total(self) -> RankEstimate:
+        """Of the Hessian itself."""
+        return self.parts["total"]
 
 
 def measure(
     subject: Subject,
     *,
+    method: Literal["auto"] | Method = "auto",
     rtol: float | None = None,
+    bound: RankBound | None = None,
+    layers: Layers | None = None,
     processes: Processes | None = None,
     verify: bool = False,
     seed: int = 0,
+    progress: Progress | None = None,
 ) -> Ranks:
     """Measure the rank of the loss Hessian and, where possible, of its two parts.
 
     Args:
         subject: this process's share of the loss.
-        rtol: relative tolerance of the ranks.
+        method: how; ``"auto"``: by the cost of a product and the memory there is.
+        rtol: relative tolerance of the ranks; ``None``: the method's own.
+        bound: on these ranks; where it is a theorem, a sketch needs no more products than that.
+        layers: whose diagonal blocks to measure as well.
         processes: with which the loss is shared; ``None``: with none.
         verify: first compare a product with finite differences.
         seed: of random directions.
+        progress: called between blocks of products.
 
     Raises:
         NonFiniteError: the loss or a Hessian is not finite, on any process.
         WrongProductError: the products cannot be trusted.
+        NoSecondDerivativeError: there are none.
+        UnresolvedError: the method cannot tell the rank at this tolerance.
         ProcessFailedError: another process failed; call this within its ``together()``.
     """
     processes = processes or Processes()
-    with undisturbed():
+    with undisturbed(), missing_derivatives_named():
         curvature = _finite_curvature(subject, processes)
         if verify:
             check_product(subject.loss_function(), seed=seed)
         known = all(processes.gather(curvature.outputs_known))
         unexplained = unexplained_share(curvature, seed=seed) if known else 0.0
-        parts = PARTS if known else PARTS[:1]
-        estimates = {p: dense_rank(curvature.operator(p), rtol=rtol, part=p) for p in parts}
+        unexplained = max(processes.gather(unexplained))
+        limits = _limits(bound if unexplained <= SPLIT_TOLERANCE else None)
+        choice = ""
+        if method == "auto":  # timed on each process alone: they may need different times
+            alone = curvature.operator("total")
+            chosen = choose_method(alone, max_rank=limits["total"], rtol=rtol)
+            method, choice = processes.first((chosen.method, chosen.reason))
+
+        def rank(operator: SymmetricOperator, part: Part, limit: int | None) -> RankEstimate:
+            return estimate_rank(
+                _shared(operator, processes),
+                method=method,
+                rtol=rtol,
+                max_rank=limit,
+                seed=seed,
+                part=part,
+                progress=progress,
+            )
+
+        if method == "dense" and processes.count == 1:
+            parts = dense_parts(curvature, rtol=rtol, progress=progress)
+        else:
+            seen = PARTS if known else PARTS[:1]
+            parts = {p: rank(curvature.operator(p), p, limits[p]) for p in seen}
+        blocks = {
+            name: rank(curvature.operator("total", parameters), "total", None)
+            for name, parameters in (layers or {}).items()
+        }
         loss = sum(processes.gather(curvature.loss))
-        return Ranks(estimates, loss, max(processes.gather(unexplained)))
+        return Ranks(parts, blocks, loss, unexplained, choice)
+
+
+def _shared(operator: SymmetricOperator, processes: Processes) -> SymmetricOperator:
+    """Sum an operator over processes, which must all ask for blocks of the same size."""
+    if processes.count == 1:
+        return operator
+    operator.block_size = min(processes.gather(operator.block_size))
+    return ReducedOperator(operator, processes.sum)
+
+
+def _limits(bound: RankBound | None) -> dict[Part, int | None]:
+    """Ranks that the parts cannot exceed, where a theorem says so."""
+    if bound is None or not bound.is_theorem:
+        return dict.fromkeys(PARTS)
+    return {"total": bound.total, "outer": bound.outer, "functional": bound.functional}
 
 
 def _finite_curvature(subject: Subject, processes: Processes) -> LossCurvature:

@@ -47,19 +47,19 @@ class KeepPrecision(TorchFunctionMode):
             PrecisionError: it returns a lower precision all the same.
         """
         kwargs = kwargs or {}
-        if func in _CASTS or (func is Tensor.type and _names_float(args[1:], kwargs)):
-            return args[0].to(self._dtype)
-        if func in _BITS:
-            return func(*args, **kwargs)
-        name = getattr(func, "__name__", str(func))
-        if name.endswith("_"):  # in place: the tensor itself must be written to, not a cast of it
-            adapted, named = args, kwargs
-        else:
-            adapted = tuple(map(self._adapt, args))
-            named = {k: self._adapt(v) for k, v in kwargs.items()}
-        result = _without_autocast(func, adapted, named)
-        if self._is_foreign(result):
-            inputs = list(_tensors((*adapted, *named.values())))
+        with torch._C.DisableTorchFunction():  # reading a dtype is no business of other modes
+            if func in _CASTS or (func is Tensor.type and _names_float(args[1:], kwargs)):
+                return args[0].to(self._dtype)
+            name = getattr(func, "__name__", str(func))
+            # In place: the tensor itself must be written to, not a cast of it.
+            if func not in _BITS and not name.endswith("_"):
+                args = tuple(map(self._adapt, args))
+                kwargs = {k: self._adapt(v) for k, v in kwargs.items()}
+        result = _without_autocast(func, args, kwargs)
+        with torch._C.DisableTorchFunction():
+            if func in _BITS or not self._is_foreign(result):
+                return result
+            inputs = list(_tensors((*args, *kwargs.values())))
             if not inputs:  # made from data of the step's own: tensor, as_tensor
                 return result.to(self._dtype)
             if any(x.dtype == self._dtype for x in inputs):

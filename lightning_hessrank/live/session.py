@@ -12,9 +12,11 @@ from dataclasses import replace
 from typing import Any
 
 from lightning_hessrank.live.failures import Failures
+from lightning_hessrank.live.log import logger
 from lightning_hessrank.live.measure import Ranks, measure
 from lightning_hessrank.live.network import reference_bound
 from lightning_hessrank.live.processes import Processes
+from lightning_hessrank.live.progress import progress_bar
 from lightning_hessrank.live.reference import ReferenceData, as_batches, collect, deal, share
 from lightning_hessrank.live.series import Series
 from lightning_hessrank.live.settings import Settings
@@ -23,7 +25,7 @@ from lightning_hessrank.live.subject import Subject
 from lightning_hessrank.live.verify import SPLIT_TOLERANCE
 from lightning_hessrank.operators import NonFiniteError
 from lightning_hessrank.rank import nan_estimate
-from lightning_hessrank.results import Measurement, RankBound
+from lightning_hessrank.results import LayerRank, Measurement, RankBound
 
 
 class Session:
@@ -39,13 +41,15 @@ class Session:
         self.failures = Failures(settings.on_error)
         self.processes = Processes()
 
-    def join(self, trainer: Any) -> None:
-        """Find out which processes measure together.
+    def join(self, trainer: Any, module: Any) -> None:
+        """Find out which processes measure together, and whether there is a loss to measure.
 
         Raises:
             UnsupportedStrategyError: the module is not whole on every one of them.
+            ManualOptimizationError, UnusableStepError: its step is not a function of a batch.
         """
         self.processes = Processes.of(trainer)
+        module_step(module, self._settings.loss_fn)
         self.series.restore_reference(self.processes)
 
     def collect_reference(self, module: Any, first_batch: Any) -> None:
@@ -53,16 +57,21 @@ class Session:
 
         Args:
             module: whose transfer hooks the user's own data go through.
-            first_batch: of training; ``None`` where it is gone.
+            first_batch: of training; ``None`` where there is none at hand.
 
         Raises:
             ValueError: there are none.
             ProcessFailedError: there are none on some process.
         """
         series, processes, settings = self.series, self.processes, self._settings
-        if series.reference is not None or (settings.data is None and first_batch is None):
+        if series.reference is not None:
             return
         with processes.together():
+            if settings.data is None and first_batch is None:
+                raise ValueError(
+                    "training_step(dataloader_iter) fetches its own batches; pass data=... (a batch "
+                    "or a DataLoader) to the monitor"
+                )
             if settings.data is None:
                 kept = collect([first_batch], share(settings.max_samples, processes))
             else:
@@ -83,7 +92,7 @@ class Session:
         projected = self.processes.first(self.series.clock.projected_overhead())
         return projected < max_overhead
 
-    def take(self, trainer: Any, module: Any, epoch: int) -> Measurement:
+    def take(self, trainer: Any, module: Any) -> Measurement:
         """Measure the module as it is now.
 
         Raises:
@@ -100,11 +109,12 @@ class Session:
             ranks = self._measure(trainer, subject)
         return Measurement(
             step=trainer.global_step,
-            epoch=epoch,
-            total=ranks.parts["total"],
+            epoch=trainer.current_epoch,
+            total=ranks.total,
             outer=ranks.parts.get("outer"),
             functional=ranks.parts.get("functional"),
             bound=self._applicable_bound(ranks),
+            layers=_layer_ranks(ranks, series.bound),
             loss=ranks.loss,
             seconds=time.perf_counter() - began,
             overhead=series.clock.overhead(),
@@ -112,21 +122,37 @@ class Session:
         )
 
     def _measure(self, trainer: Any, subject: Subject) -> Ranks:
-        rtol = self.series.meaning["rtol"]
+        series, settings = self.series, self._settings
+        method, rtol = series.meaning["method"], series.meaning["rtol"]
+        shown = settings.progress_bar and trainer.is_global_zero and _shows_progress(trainer)
         try:
-            ranks = measure(
-                subject,
-                rtol=rtol,
-                processes=self.processes,
-                verify=not self.series.verified,
-                seed=self._settings.seed,
-            )
+            with progress_bar(shown, f"{settings.name} rank") as progress:
+                ranks = measure(
+                    subject,
+                    method=method,
+                    rtol=rtol,
+                    bound=series.bound,
+                    layers=_layers(subject) if settings.layers else None,
+                    processes=self.processes,
+                    verify=not series.verified,
+                    seed=settings.seed,
+                    progress=progress,
+                )
         except NonFiniteError as error:
             self.failures.warn_once(
-                f"the rank is nan, first at step {trainer.global_step}: {error}"
+                f"the rank is nan, first at step {trainer.global_step}: {error}", about=str(error)
             )
-            return Ranks({"total": nan_estimate(subject.num_parameters, rtol=rtol)})
-        self.series.verified = True
+            return Ranks({"total": nan_estimate(subject.num_parameters, method=method, rtol=rtol)})
+        if len(ranks.parts) == 1:
+            self.failures.warn_once(
+                "the total rank only: no known loss function was seen in the step, so the output "
+                'of the network is unknown; return {"loss": loss, "output": output} from '
+                "training_step or loss_fn, or use a loss of torch.nn.functional"
+            )
+        if ranks.choice:
+            logger.info("%s: %s", settings.name, ranks.choice)
+        series.meaning["method"] = ranks.total.method
+        series.verified = True
         return ranks
 
     @contextmanager
@@ -183,3 +209,31 @@ class Session:
             f"{reason}; the total rank includes it. Pass loss_fn=... to measure the data loss alone"
         )
         return None if bound is None else replace(bound, is_theorem=False, reason=reason)
+
+
+def _layers(subject: Subject) -> dict[str, list[str]]:
+    """Group the trainable parameters by the module that owns them."""
+    layers: dict[str, list[str]] = {}
+    for name in subject.parameters:
+        layers.setdefault(name.rpartition(".")[0] or name, []).append(name)
+    return layers
+
+
+def _layer_ranks(ranks: Ranks, bound: RankBound | None) -> dict[str, LayerRank]:
+    """Put each layer's rank beside its bound.
+
+    A layer's diagonal block is that of the outer-product Hessian plus that of the functional one,
+    whose rank its column block limits.
+    """
+    limits: dict[str, int] = {}
+    if bound is not None and bound.outer is not None:
+        limits = {x.name: min(x.num_parameters, bound.outer + x.functional) for x in bound.layers}
+    return {
+        name: LayerRank(block.rank, block.num_parameters, limits.get(name))
+        for name, block in ranks.layers.items()
+    }
+
+
+def _shows_progress(trainer: Any) -> bool:
+    """Whether the user lets the Trainer show a progress bar at all."""
+    return getattr(trainer, "progress_bar_callback", None) is not None

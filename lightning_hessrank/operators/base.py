@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -42,16 +42,17 @@ class SymmetricOperator(ABC):
         eigenvalue solvers read one triangle only, and their mean halves that error.
         """
         dense = torch.empty(self.dim, self.dim, dtype=self.dtype, device=self.device)
-        for block in product_blocks(self, self.dim, self._unit_columns, progress):
-            dense[:, block.columns] = block.products
+
+        def unit(start: int, stop: int) -> Tensor:
+            return unit_columns(self.dim, start, stop, dense)
+
+        for columns, products in product_blocks(self, self.dim, unit, progress):
+            dense[:, columns] = products
         return symmetrise_(dense)
 
-    def spectral_matrix(self, progress: Progress | None = None) -> Tensor:
-        """Return a symmetric matrix with the same nonzero eigenvalues, no larger than ``dim``.
-
-        That is the matrix itself, unless an operator knows of a smaller one.
-        """
-        return self.to_dense(progress)
+    def smaller_matrix(self) -> Tensor | None:
+        """Return a smaller symmetric matrix with the same nonzero eigenvalues, if one is known."""
+        return None
 
     def check_finite(self, products: Tensor) -> None:
         """Raise :class:`NonFiniteError` unless every entry of some products is finite.
@@ -61,20 +62,8 @@ class SymmetricOperator(ABC):
         if not bool(torch.isfinite(products).all()):
             raise NonFiniteError(f"the {self.name} is not finite at a finite loss")
 
-    def _unit_columns(self, start: int, stop: int) -> Tensor:
-        unit = torch.zeros(self.dim, stop - start, dtype=self.dtype, device=self.device)
-        unit[start:stop].fill_diagonal_(1.0)
-        return unit
 
-
-class ProductBlock(NamedTuple):
-    """Some columns, and what the operator made of them."""
-
-    columns: slice
-    vectors: Tensor
-    """Shape ``(dim, columns.stop - columns.start)``."""
-    products: Tensor
-    """Same shape."""
+Product = TypeVar("Product")
 
 
 def product_blocks(
@@ -83,7 +72,7 @@ def product_blocks(
     columns: Callable[[int, int], Tensor],
     progress: Progress | None = None,
     start: int = 0,
-) -> Iterator[ProductBlock]:
+) -> Iterator[tuple[slice, Tensor]]:
     """Multiply ``columns(start, count)`` block by block; the block shrinks where memory runs out.
 
     Args:
@@ -94,17 +83,36 @@ def product_blocks(
         progress: called before the first block and after each.
         start: number of the first column.
 
+    Yields:
+        The numbers of the columns, and the products, of the same shape.
+
     Raises:
         MemoryError: a single vector does not fit.
         NonFiniteError: a product is nan or inf.
     """
+    for numbers, products in blocks(
+        operator, count, columns, operator.matmat, progress=progress, start=start
+    ):
+        operator.check_finite(products)
+        yield numbers, products
+
+
+def blocks(
+    operator: SymmetricOperator,
+    count: int,
+    columns: Callable[[int, int], Tensor],
+    multiply: Callable[[Tensor], Product],
+    *,
+    progress: Progress | None = None,
+    start: int = 0,
+) -> Iterator[tuple[slice, Product]]:
+    """Do the same with any ``multiply`` instead of the operator's; nothing is checked."""
     if progress is not None:
         progress(start, count)
     while start < count:
         stop = min(start + operator.block_size, count)
         try:
-            vectors = columns(start, stop)
-            products = operator.matmat(vectors)
+            products = multiply(columns(start, stop))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -116,11 +124,17 @@ def product_blocks(
                 ) from error
             operator.block_size = (stop - start) // 2
             continue
-        operator.check_finite(products)
-        yield ProductBlock(slice(start, stop), vectors, products)
+        yield slice(start, stop), products
         start = stop
         if progress is not None:
             progress(start, count)
+
+
+def unit_columns(size: int, start: int, stop: int, like: Tensor) -> Tensor:
+    """Return columns ``start:stop`` of the unit matrix, of ``like``'s dtype and device."""
+    unit = torch.zeros(size, stop - start, dtype=like.dtype, device=like.device)
+    unit[start:stop].fill_diagonal_(1.0)
+    return unit
 
 
 def symmetrise_(matrix: Tensor) -> Tensor:
@@ -158,8 +172,9 @@ class DenseOperator(SymmetricOperator):
 class ReducedOperator(SymmetricOperator):
     """The mean (or sum) of one operator over processes, each of which holds its own share.
 
-    Every process must ask for the same products in the same order, and reach the same decisions:
-    choose the method and its sizes on one process and broadcast them.
+    Every process must ask for the same products in the same order. What a process decides by its
+    own clock or free memory has to be decided once and broadcast: the method, and the
+    ``memory_limit`` of the estimators. Blocks may differ: each process splits them for itself.
     """
 
     def __init__(self, operator: SymmetricOperator, reduce: Callable[[Tensor], Tensor]) -> None:
@@ -172,23 +187,21 @@ class ReducedOperator(SymmetricOperator):
         self.dim = operator.dim
         self.dtype = operator.dtype
         self.device = operator.device
-        self.block_size = operator.block_size
         self.name = operator.name
 
     def matmat(self, vectors: Tensor) -> Tensor:
-        """Multiply with ``vectors`` of shape ``(dim, k)``, and reduce.
+        """Multiply with ``vectors`` of shape ``(dim, k)``, and reduce."""
 
-        A process that runs out of memory splits the block for itself: all reduce the same shape.
-        """
-        try:
-            products = self._operator.matmat(vectors)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or vectors.shape[1] == 1:
-                raise
-            halves = vectors.split(-(-vectors.shape[1] // 2), dim=1)
-            products = torch.cat([self._operator.matmat(x) for x in halves], dim=1)
-        return self._reduce(products)
+        def columns(start: int, stop: int) -> Tensor:
+            return vectors[:, start:stop]
+
+        own = blocks(self._operator, vectors.shape[1], columns, self._operator.matmat)
+        return self._reduce(torch.cat([products for _, products in own], dim=1))
 
     def to_dense(self, progress: Progress | None = None) -> Tensor:
         """Return the reduced matrix; each share is built in the way that its operator knows."""
         return self._reduce(self._operator.to_dense(progress))
+
+    def check_finite(self, products: Tensor) -> None:
+        """Raise unless the reduced products are finite."""
+        self._operator.check_finite(products)

@@ -10,6 +10,7 @@ is repeated, since a :class:`LossTerm` is a function and not a graph.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,7 +18,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_hessrank.operators.base import NonFiniteError, SymmetricOperator
+from lightning_hessrank.operators.assemble import assemble
+from lightning_hessrank.operators.base import NonFiniteError, Progress, SymmetricOperator
+from lightning_hessrank.operators.factor import LayerRecorder, outer_factor
 from lightning_hessrank.operators.graph import Batching, Graph
 from lightning_hessrank.operators.memory import graph_bytes, memory_limit
 from lightning_hessrank.results import Part
@@ -87,6 +90,8 @@ class LossCurvature:
             max_bytes: what graphs may hold in memory; beyond, a term is evaluated again for every
                 block of products. ``None``: half of the free memory.
         """
+        if not function.parameters:
+            raise ValueError("a loss function without parameters has no Hessian")
         self.names = tuple(function.parameters)
         self.parameters = tuple(function.parameters.values())
         self.num_parameters = function.num_parameters
@@ -182,6 +187,29 @@ class LossCurvature:
         _check_finite(evaluation)
         return Graph(self.parameters, evaluation.loss, evaluation.outputs, self.batching)
 
+    def outer_factor(self, indices: Sequence[int]) -> Tensor | None:
+        """Return ``G`` with ``H_o = GᵀG`` and fewer rows than columns, where there is one.
+
+        See :mod:`lightning_hessrank.operators.factor`. Evaluates the terms once more.
+        """
+        size, rows = sum(self.sizes[i] for i in indices), 0
+        factors = []
+        for term in self._terms:
+            if term.weight < 0:
+                return None
+            with LayerRecorder() as recorder:
+                graph = self._evaluate(term)
+            factor = None
+            if sum(f.numel() - f.shape[0] for f in graph.outputs if f.ndim > 1) < size:
+                factor = outer_factor(graph, recorder.layers, indices)
+            if factor is None:
+                return None
+            factors.append(factor.mul_(math.sqrt(term.weight)))
+            rows += factor.shape[0]
+            if rows >= size:
+                return None
+        return torch.cat(factors)
+
     def _block_size(self) -> int:
         """Choose the block by what one vector's intermediate results fill; not by the clock.
 
@@ -227,6 +255,15 @@ class PartOperator(SymmetricOperator):
         }
         products = self.curvature.multiply(self.part, columns, self.indices)
         return torch.cat([x.flatten(1) for x in products], dim=1).T
+
+    def to_dense(self, progress: Progress | None = None) -> Tensor:
+        """Return the matrix, by :func:`~lightning_hessrank.operators.assemble.assemble`."""
+        return assemble(self.curvature, self.part, self.indices, self, progress)
+
+    def smaller_matrix(self) -> Tensor | None:
+        """Return the Gram matrix of the outer part's factor, where that is smaller."""
+        factor = self.curvature.outer_factor(self.indices) if self.part == "outer" else None
+        return None if factor is None else factor @ factor.T
 
     def check_finite(self, products: Tensor) -> None:
         """Raise, naming the parameters whose rows are not finite."""

@@ -31,16 +31,6 @@ from tests.callback.training import (
     snapshot,
 )
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
-    pytest.mark.filterwarnings("ignore:.*bound.*:UserWarning"),
-    pytest.mark.filterwarnings("ignore:.*number of training batches.*"),
-    pytest.mark.filterwarnings("ignore:.*requested to overfit.*"),
-    pytest.mark.filterwarnings("ignore:.*LeafSpec.*"),
-    pytest.mark.filterwarnings("ignore:.*SWA.*"),
-    pytest.mark.filterwarnings("ignore:.*Swapping scheduler.*"),
-]
-
 #: Measures at the first batch, after every second step, at every epoch's end, and at the end.
 EVERYWHERE = {"every_n_epochs": 1, "every_n_steps": 2}
 
@@ -83,7 +73,7 @@ def run(
         options = {
             key: value(train) if callable(value) else value for key, value in monitor.items()
         }
-        watching = HessianRankMonitor(on_error="raise", **options)
+        watching = HessianRankMonitor(on_error="raise", **{"method": "dense", **options})
         given.append(watching)
     options = {**QUIET, "max_epochs": 2, "log_every_n_steps": 1, "logger": logger, **setup}
     trainer = pl.Trainer(callbacks=given, **options)
@@ -111,10 +101,16 @@ def test_training_is_bitwise_the_same(setup: dict[str, Any], mode: str) -> None:
 
 @pytest.mark.parametrize(
     "schedule",
-    [{"every_n_epochs": 99}, {"every_n_steps": 1}, {"every_n_steps": 3}, {"every_n_epochs": 1}],
+    [
+        {"every_n_epochs": 99, "method": "auto"},
+        {"every_n_steps": 1},
+        {"every_n_steps": 3},
+        {"every_n_epochs": 1, "layers": True},
+    ],
     ids=["first and end", "every batch end", "some batch ends", "epoch ends"],
 )
 @pytest.mark.parametrize("name", NAMESPACES)
+@pytest.mark.usefixtures("real_bounds")
 def test_from_each_hook_in_both_namespaces(schedule: dict[str, Any], name: str) -> None:
     assert differences(run(None, name=name), run(schedule, name=name)) == []
 
@@ -189,20 +185,33 @@ LEFT_OUT: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str]] = {
 }
 
 
+CONTROL: dict[str, Any] = {
+    "precision": "64-true",
+    "module": lambda pl: messy_module(pl, logs=False),
+    "data": lambda: loader(shuffle=True, generator=torch.Generator().manual_seed(5)),
+}
+MONITOR = {**EVERYWHERE, "module_mode": "train", "data": lambda train: train}
+
+
+@pytest.fixture(scope="module")
+def control() -> dict[str, Any]:
+    """What the run leaves without the monitor."""
+    return run(None, **CONTROL)
+
+
+def test_control_is_the_same_with_nothing_left_out(control: dict[str, Any]) -> None:
+    assert differences(control, run(MONITOR, **CONTROL)) == []
+
+
 @pytest.mark.parametrize(("leave_out", "noticed"), LEFT_OUT.values(), ids=LEFT_OUT.keys())
 def test_comparison_notices_what_is_left_out(
-    leave_out: Callable[[pytest.MonkeyPatch], None], noticed: str, monkeypatch: pytest.MonkeyPatch
+    leave_out: Callable[[pytest.MonkeyPatch], None],
+    noticed: str,
+    control: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    setup: dict[str, Any] = {
-        "precision": "64-true",
-        "module": lambda pl: messy_module(pl, logs=False),
-        "data": lambda: loader(shuffle=True, generator=torch.Generator().manual_seed(5)),
-    }
-    without = run(None, **setup)
-    monitor = {**EVERYWHERE, "module_mode": "train", "data": lambda train: train}
-    assert differences(without, run(monitor, **setup)) == []
     leave_out(monkeypatch)
-    found = differences(without, run(monitor, **setup))
+    found = differences(control, run(MONITOR, **CONTROL))
     assert any(path.startswith(noticed) for path in found), found
 
 

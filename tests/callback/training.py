@@ -209,3 +209,30 @@ def _same(a: Any, b: Any) -> bool:
 
 def _bytes(x: Tensor) -> bytes:
     return x.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+def plain_module(
+    pl: ModuleType, *, net: nn.Module | None = None, loss: Any = nn.functional.cross_entropy
+) -> Any:
+    """Return a module that does nothing but learn."""
+
+    class Plain(pl.LightningModule):  # type: ignore[misc,name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(3)
+            self.net = nn.Linear(4, 3) if net is None else net
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            inputs, labels = batch
+            value: Tensor = loss(self.net(inputs), labels)
+            self.log("loss", value)
+            return value
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            inputs, labels = batch
+            self.log("val_loss", loss(self.net(inputs), labels))
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+
+    return Plain()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -32,6 +34,24 @@ def spectrum(
 def dense(p: int = 1210, rank: int = 747, *, part: Any = "total", **kwargs: Any) -> RankEstimate:
     return spectrum_estimate(
         spectrum(p, rank, **kwargs), rtol=None, part=part, num_products=p, seconds=1.5
+    )
+
+
+@cache
+def huge() -> RankEstimate:
+    """Ten million parameters, made once; sorting the eigenvalues is what takes time."""
+    p, rank = 10_000_000, 20_000
+    eigenvalues = spectrum(p, rank)
+    few = dense(1000, 500)
+    rtol = p * torch.finfo(torch.float64).eps
+    largest = float(eigenvalues.abs().max())
+    return replace(
+        few,
+        rank=rank,
+        rtol=rtol,
+        tolerance=rtol * largest,
+        num_parameters=p,
+        eigenvalues=eigenvalues,
     )
 
 

@@ -54,6 +54,7 @@ def sorted_figure(estimate: RankEstimate, bound: RankBound | None = None) -> Fig
             axes.axvline(bound.total, color=style.BOUND, ls="--", lw=1.4, label=label)
         _count_axis(axes, limit, wide=limit > 100 * estimate.rank)
         axes.set_ylabel("|λ| / max |λ|")
+        axes.yaxis.set_major_formatter(lambda y, _: style.power(y))
         axes.minorticks_off()
         style.key(figure, axes)
         return figure
@@ -79,6 +80,7 @@ def spectrum_figure(estimate: RankEstimate) -> Figure:
             style.draw_tolerance(axes, estimate.tolerance, along="x")
         axes.set(xlabel="|λ|", ylabel="eigenvalues per bin")
         axes.yaxis.set_major_formatter(lambda y, _: style.magnitude(abs(y)))
+        axes.xaxis.set_major_formatter(lambda x, _: style.power(x))
         axes.minorticks_off()
         style.key(figure, axes)
         return figure

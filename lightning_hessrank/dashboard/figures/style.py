@@ -188,6 +188,11 @@ def scientific(value: float) -> str:
     return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
 
 
+def power(value: float) -> str:
+    """``1e-12`` -> ``"1e-12"``, for logarithmic axes: mathematical text is slow."""
+    return f"1e{round(math.log10(value))}" if value > 0 else "0"
+
+
 def short_names(names: Sequence[str], length: int = 18) -> list[str]:
     """Shorten layers' names to ``length`` characters, keeping what tells them apart.
 
