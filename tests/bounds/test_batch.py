@@ -203,8 +203,9 @@ def test_a_weight_penalty_counts_every_parameter_that_it_sees() -> None:
 def test_the_model_is_left_as_it_is() -> None:
     model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Dropout(), nn.Linear(5, 2)).float()
     state = {k: v.clone() for k, v in model.state_dict().items()}
+    data = (torch.randn(3, 4), torch.zeros(3, 2))
     rng = torch.get_rng_state()
-    batch_bound(model, functional.mse_loss, (torch.randn(3, 4), torch.zeros(3, 2)))
+    batch_bound(model, functional.mse_loss, data)
     assert torch.equal(rng, torch.get_rng_state())
     assert model.training
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
