@@ -165,7 +165,7 @@ class HessianRankMonitor(Callback):
         failures.silent = not trainer.is_global_zero
         self._session.series.clock.start()
         with failures.handled("no rank will be measured"):
-            self._session.join(trainer)
+            self._session.join(trainer, pl_module)
         with failures.handled("the dashboard could not be set up"):
             if trainer.is_global_zero:
                 owners = [x for x in (pl_module, trainer.datamodule) if x is not None]
@@ -221,7 +221,8 @@ class HessianRankMonitor(Callback):
         step = trainer.global_step
         if session.failures.final or series.last_step == step:
             return
-        if series.reference is None:  # a loader that failed may be better by now
+        if series.reference is None and self.settings.data is not None:
+            # a loader that failed may be better by now
             with session.failures.handled("there are no reference data"):
                 session.collect_reference(module, None)
         if series.reference is None:
