@@ -18,6 +18,7 @@ from PIL import Image
 
 from lightning_hessrank.dashboard import figures
 from lightning_hessrank.dashboard.figures import style
+from lightning_hessrank.estimators.dense import spectrum_estimate
 from lightning_hessrank.results import LayerRank, RankEstimate
 from tests.dashboard import synthetic
 
@@ -223,6 +224,23 @@ def test_bound_figure(layers: int) -> None:
     assert "Bound 765 of 1,210 parameters" in texts(figure)
     assert "closed-form, theorem" in texts(figure)
     assert len(figure.axes[0].get_yticklabels()) == layers  # outside TensorBoard all have names
+
+
+def test_bound_without_layers() -> None:
+    assert "this bound has no split by layer" in texts(replace(synthetic.bound(), layers=()).plot())
+
+
+def test_counts_of_zero_and_a_tolerance_of_zero() -> None:
+    nothing = replace(synthetic.sketch(), rank=0, counts={1e-1: 0, 1e-3: 0})
+    zero = nothing.plot(synthetic.bound(9))
+    assert "Rank 0 of 21,888 parameters" in texts(zero)
+    decoded(zero)
+    exact = spectrum_estimate(
+        synthetic.spectrum(50, 20), rtol=0.0, part="total", num_products=50, seconds=0.0
+    )
+    for figure in (exact.plot(), figures.spectrum_figure(exact)):
+        decoded(figure)
+        assert "tolerance 0 · max |λ|" in texts(figure)
 
 
 def test_plot_methods_return_figures() -> None:

@@ -182,7 +182,7 @@ def magnitude(value: float) -> str:
 
 def scientific(value: float) -> str:
     """``2.7e-13`` -> ``"2.7e-13"``, ``1.04e10`` -> ``"1e10"``, ``12`` -> ``"12"``."""
-    if 0.01 <= abs(value) < 1000:
+    if value == 0 or 0.01 <= abs(value) < 1000:
         return f"{value:.2g}"
     mantissa, exponent = f"{value:.1e}".split("e")
     return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
