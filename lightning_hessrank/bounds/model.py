@@ -53,6 +53,16 @@ class LinearModel:
         """Number of parameters of a layer."""
         return sum(self.network.parameters[name].numel() for name in self.layers[layer])
 
+    def product_cost(self) -> int:
+        """Multiply-adds of one product with the functional Hessian, roughly."""
+        forward = 0
+        for use in self.trace.uses:
+            positions = use.output.numel() // max(1, len(self.trace.inputs[0]))
+            fan_in = 1 if use.call is None else use.call.slices.columns * use.call.slices.taps
+            forward += positions * fan_in
+        # Forward, backward and their derivatives; the fixed part stands for overheads.
+        return 6 * max(1, self.residual_samples()) * forward + 2_000 * len(self.trace.uses) + 1
+
     def weights(self) -> Weights:
         """Fresh random weights."""
         return Weights(self.network.parameters, self.generator)

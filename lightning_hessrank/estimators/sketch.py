@@ -10,7 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_hessrank.estimators.dense import dense_rank, symmetric_eigenvalues
+from lightning_hessrank.estimators.dense import (
+    dense_rank,
+    pad_with_zeros,
+    symmetric_eigenvalues,
+)
 from lightning_hessrank.estimators.krylov import BlockKrylov
 from lightning_hessrank.estimators.lanczos import TopSearch, UnresolvedError, basis_size
 from lightning_hessrank.estimators.probes import GaussianProbes
@@ -56,6 +60,10 @@ class SketchCore:
         """Number of columns, and of products so far."""
         return self.matrix.shape[0]
 
+    def columns(self, start: int, stop: int) -> Tensor:
+        """Return columns of ``Ω``."""
+        return self._probes.columns(start, stop)
+
     def grow(self, size: int, progress: Progress | None = None) -> None:
         """Add columns up to ``size``; those at hand are kept."""
         old = self.size
@@ -64,7 +72,7 @@ class SketchCore:
         column_bytes = self._operator.dim * self._operator.dtype.itemsize
         keep = size * column_bytes <= self._limit // 2
         omega = self._probes.columns(0, size) if keep else None
-        columns = self._probes.columns if omega is None else partial(_columns, omega)
+        columns = self.columns if omega is None else partial(_columns, omega)
         for numbers, products in product_blocks(self._operator, size, columns, progress, start=old):
             for first in range(0, numbers.stop, ROWS):
                 rows = slice(first, min(first + ROWS, numbers.stop))
@@ -110,7 +118,7 @@ def sketch_rank(
         raise ValueError(f"max_rank must be at least 0, got {max_rank}")
     found: _Found | None
     if rtol > CORE_RTOL:
-        found = _from_range(operator, rtol, seed, limit, progress)
+        found = _from_krylov(operator, rtol, seed, limit, progress)
     else:
         found = _from_core(
             operator, max(rtol, machine), max_rank, seed=seed, limit=limit, progress=progress
@@ -155,8 +163,9 @@ def _from_core(
 ) -> _Found | None:
     """Grow the core until it is not full; ``None`` where that would be more work than dense."""
     core = SketchCore(operator, seed, limit)
-    size = (FIRST_SIZE if max_rank is None else max_rank) + OVERSAMPLING
-    while 2 * size < operator.dim:
+    first = min(FIRST_SIZE, operator.dim // 4) if max_rank is None else max_rank
+    size = first + OVERSAMPLING
+    while size < operator.dim:
         needed = 3 * size * size * operator.dtype.itemsize
         if needed > limit:
             raise MemoryError(
@@ -167,11 +176,7 @@ def _from_core(
         seen = numerical_rank(symmetric_eigenvalues(core.matrix), rtol)
         if seen.rank + OVERSAMPLING // 2 <= size:
             if seen.rank and (seen.gap or 0.0) < MIN_GAP:
-                raise UnresolvedError(
-                    f"the sketch finds no gap in the spectrum at rtol={rtol:.3g} (a factor of "
-                    f"{seen.gap:.3g} at a count of {seen.rank} of {size}), so that its count would "
-                    f"be biased; use method='dense', or an rtol above {CORE_RTOL:.0e}"
-                )
+                return _from_range(operator, core, rtol, limit=limit, progress=progress)
             largest, products = _largest_eigenvalue(operator, seed)
             return _Found(seen.rank, largest, seen.gap, core.size + products, {})
         size *= 2
@@ -179,9 +184,48 @@ def _from_core(
 
 
 def _from_range(
+    operator: SymmetricOperator,
+    core: SketchCore,
+    rtol: float,
+    *,
+    limit: int,
+    progress: Progress | None,
+) -> _Found | None:
+    """Count from an orthonormal basis ``Q`` of the range of ``HΩ``; ``None`` if dense is less work.
+
+    Where the spectrum falls without a gap the core's distorts it across the cut. ``QᵀHQ`` has the
+    eigenvalues of ``H`` themselves, to ``norm(HQ − Q QᵀHQ)`` (Parlett, The Symmetric Eigenvalue
+    Problem, section 11.5).
+    """
+    size, dim = core.size, operator.dim
+    if 2 * size >= dim or 3 * size * dim * operator.dtype.itemsize > limit:
+        return None
+    image = torch.empty(dim, size, dtype=operator.dtype, device=operator.device)
+    for numbers, products in product_blocks(operator, size, core.columns, progress):
+        image[:, numbers] = products
+    basis = torch.linalg.qr(image).Q
+    for numbers, products in product_blocks(operator, size, partial(_columns, basis), progress):
+        image[:, numbers] = products
+    projected = basis.T @ image
+    projected = (projected + projected.T) / 2
+    error = float(torch.linalg.vector_norm(image - basis @ projected))
+    values = pad_with_zeros(symmetric_eigenvalues(projected), dim)
+    seen = numerical_rank(values, rtol)
+    if error > seen.tolerance:
+        raise UnresolvedError(
+            f"the sketch cannot tell the count at rtol={rtol:.3g}: {size} products leave an error "
+            f"of {error:.2g}, beyond the cut at {seen.tolerance:.2g}; use method='dense', or an "
+            f"rtol above {CORE_RTOL:.0e}"
+        )
+    counts = {t: numerical_rank(values, t).rank for t in COUNT_TOLERANCES if t > rtol}
+    largest = float(values.abs().max())
+    return _Found(seen.rank, largest, seen.gap, 3 * size, dict(counts))
+
+
+def _from_krylov(
     operator: SymmetricOperator, rtol: float, seed: int, limit: int, progress: Progress | None
 ) -> _Found:
-    """Count from an orthonormal basis that holds the range, or all of it beyond the cut."""
+    """Count from a subspace that holds everything beyond the cut."""
     block = min(OVERSAMPLING, operator.dim)
     search = TopSearch(
         operator,
@@ -219,13 +263,12 @@ def _largest_eigenvalue(operator: SymmetricOperator, seed: int) -> tuple[float, 
 
 
 def _warn_of_bound(max_rank: int | None, rank: int | None) -> None:
-    if max_rank is None:
-        text = "the rank is not much smaller than the dimension; measured by method='dense' instead"
-    elif rank is None:
-        text = (
-            f"max_rank={max_rank} does not hold, or is too close to the dimension for a sketch to "
-            "pay; measured by method='dense' instead"
-        )
-    else:
+    if rank is not None:
         text = f"max_rank={max_rank} does not hold: the rank is {rank}; the sketch was grown"
+    else:
+        text = (
+            "the rank is too close to the dimension, or the gap at it too small, for a sketch "
+            f"{'' if max_rank is None else f'with max_rank={max_rank} '}to pay; measured by "
+            "method='dense' instead"
+        )
     warnings.warn(text, RuntimeWarning, stacklevel=3)

@@ -41,13 +41,15 @@ class Session:
         self.failures = Failures(settings.on_error)
         self.processes = Processes()
 
-    def join(self, trainer: Any) -> None:
-        """Find out which processes measure together.
+    def join(self, trainer: Any, module: Any) -> None:
+        """Find out which processes measure together, and whether there is a loss to measure.
 
         Raises:
             UnsupportedStrategyError: the module is not whole on every one of them.
+            ManualOptimizationError, UnusableStepError: its step is not a function of a batch.
         """
         self.processes = Processes.of(trainer)
+        module_step(module, self._settings.loss_fn)
         self.series.restore_reference(self.processes)
 
     def collect_reference(self, module: Any, first_batch: Any) -> None:
@@ -55,16 +57,21 @@ class Session:
 
         Args:
             module: whose transfer hooks the user's own data go through.
-            first_batch: of training; ``None`` where it is gone.
+            first_batch: of training; ``None`` where there is none at hand.
 
         Raises:
             ValueError: there are none.
             ProcessFailedError: there are none on some process.
         """
         series, processes, settings = self.series, self.processes, self._settings
-        if series.reference is not None or (settings.data is None and first_batch is None):
+        if series.reference is not None:
             return
         with processes.together():
+            if settings.data is None and first_batch is None:
+                raise ValueError(
+                    "training_step(dataloader_iter) fetches its own batches; pass data=... (a batch "
+                    "or a DataLoader) to the monitor"
+                )
             if settings.data is None:
                 kept = collect([first_batch], share(settings.max_samples, processes))
             else:
@@ -133,14 +140,14 @@ class Session:
                 )
         except NonFiniteError as error:
             self.failures.warn_once(
-                f"the rank is nan, first at step {trainer.global_step}: {error}"
+                f"the rank is nan, first at step {trainer.global_step}: {error}", about=str(error)
             )
             return Ranks({"total": nan_estimate(subject.num_parameters, method=method, rtol=rtol)})
         if len(ranks.parts) == 1:
             self.failures.warn_once(
-                "the total rank only: no known loss function was seen in the step, so the output of "
-                'the network is unknown; return {"loss": loss, "output": output} from training_step or '
-                "loss_fn, or use a loss of torch.nn.functional"
+                "the total rank only: no known loss function was seen in the step, so the output "
+                'of the network is unknown; return {"loss": loss, "output": output} from '
+                "training_step or loss_fn, or use a loss of torch.nn.functional"
             )
         if ranks.choice:
             logger.info("%s: %s", settings.name, ranks.choice)

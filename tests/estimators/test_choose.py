@@ -1,0 +1,105 @@
+"""The automatic choice: what decides, and what it says."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_hessrank.estimators import (
+    choose_method,
+    dense_rank,
+    estimate_rank,
+    lanczos_rank,
+    sketch_rank,
+)
+from lightning_hessrank.operators import DenseOperator
+from tests.estimators.planted import planted
+
+
+class Slow(DenseOperator):
+    """Takes a while for every product."""
+
+    def __init__(self, matrix: Tensor, seconds: float) -> None:
+        super().__init__(matrix)
+        self.seconds = seconds
+        self.block_size = 4
+
+    def matmat(self, vectors: Tensor) -> Tensor:
+        time.sleep(self.seconds * vectors.shape[1])
+        return super().matmat(vectors)
+
+
+def test_small_problems_are_dense() -> None:
+    choice = choose_method(planted(torch.ones(20), 200))
+    assert choice.method == "dense"
+    assert choice.reason.startswith("dense: exact, about ")
+    assert "(200 parameters, " in choice.reason
+    assert choice.bytes == 24 * 200**2
+
+
+def test_known_bound_makes_the_sketch_cheaper_where_products_cost() -> None:
+    operator = Slow(planted(torch.ones(20), 600).matrix, 5e-3)
+    assert choose_method(operator).method == "dense"
+    choice = choose_method(operator, max_rank=20)
+    assert choice.method == "sketch"
+    assert choice.reason.startswith("sketch: exact, about ")
+    assert choose_method(operator, max_rank=20, rtol=1e-3).method == "dense"  # no gap is known
+
+
+def test_lanczos_where_patience_or_memory_end() -> None:
+    operator = Slow(planted(torch.ones(20), 600).matrix, 5e-3)
+    impatient = choose_method(operator, patience=0.5)
+    assert impatient.method == "lanczos"
+    assert impatient.reason.startswith("lanczos: an exact rank would take about 1.")
+    small = choose_method(operator, memory_limit=10**6)
+    assert small.method == "lanczos"
+    assert small.reason.startswith("lanczos: an exact rank would take 0.0 GiB (600 parameters, ")
+
+
+@pytest.mark.parametrize(
+    ("method", "direct"),
+    [("dense", dense_rank), ("sketch", sketch_rank), ("lanczos", lanczos_rank)],
+)
+def test_named_method_is_what_runs(method, direct) -> None:
+    operator = planted(torch.ones(9), 90)
+    estimate = estimate_rank(operator, method=method, rtol=1e-3, part="outer")
+    assert (estimate.method, estimate.part) == (method, "outer")
+    assert estimate.rank == direct(operator, rtol=1e-3).rank == 9
+
+
+def test_auto_runs_its_choice_and_passes_the_bound_on() -> None:
+    operator = Slow(planted(torch.ones(20), 600).matrix, 1e-3)
+    estimate = estimate_rank(operator, max_rank=30)
+    assert (estimate.method, estimate.rank) == ("sketch", 20)
+    assert estimate.num_products < 60
+
+
+@pytest.mark.parametrize(
+    ("method", "text"),
+    [
+        (
+            "dense",
+            "the dense matrix of 300 parameters needs about 0.002 GiB, but the limit is 9.3e-05 "
+            "GiB; use method='sketch' with a max_rank, or method='lanczos'",
+        ),
+        (
+            "sketch",
+            "a sketch with 72 columns needs 0.00012 GiB, but the limit is 9.3e-05 GiB; use "
+            "method='lanczos', or pass a larger memory_limit",
+        ),
+        (
+            "lanczos",
+            "lanczos keeps its basis in memory: 64 vectors of 300 numbers need 0.00014 GiB, but "
+            "the limit is 9.3e-05 GiB; pass fewer num_probes or a larger memory_limit",
+        ),
+    ],
+)
+def test_nothing_is_started_that_would_exceed_the_memory(method: str, text: str) -> None:
+    operator = planted(torch.ones(9), 300)
+    operator.matmat = None  # type: ignore[assignment]  # any product would fail
+    with pytest.raises(MemoryError) as caught:
+        estimate_rank(operator, method=method, memory_limit=10**5)
+    assert str(caught.value) == text
