@@ -306,3 +306,10 @@ def test_matplotlib_and_the_event_writer_are_imported_only_to_draw_and_write() -
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() in ("[]", "['pytorch_lightning']")  # the package's own start page
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(1.0, "1"), (1e-12, "1e-12"), (1e3, "1e3"), (0.0, "0")]
+)
+def test_power(value: float, text: str) -> None:
+    assert style.power(value) == text
