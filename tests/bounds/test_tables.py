@@ -17,15 +17,21 @@ def linear_cnn(*channels: int, classes: int = 10) -> nn.Sequential:
     for c, m in zip((1, *channels), channels, strict=False):
         layers.append(nn.Conv2d(c, m, 3, bias=False))
     size = 8 - 2 * len(channels)
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels[-1] * size**2, classes, bias=False))
+    return nn.Sequential(
+        *layers, nn.Flatten(), nn.Linear(channels[-1] * size**2, classes, bias=False)
+    )
 
 
-def chain_1d(length: int, channels: tuple[int, ...], kernels: tuple[int, ...], outputs: int) -> nn.Sequential:
+def chain_1d(
+    length: int, channels: tuple[int, ...], kernels: tuple[int, ...], outputs: int
+) -> nn.Sequential:
     layers: list[nn.Module] = []
     for c, m, k in zip((1, *channels), channels, kernels, strict=False):
         layers.append(nn.Conv1d(c, m, k, bias=False))
         length -= k - 1
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels[-1] * length, outputs, bias=False))
+    return nn.Sequential(
+        *layers, nn.Flatten(), nn.Linear(channels[-1] * length, outputs, bias=False)
+    )
 
 
 TABLE = {
