@@ -44,7 +44,7 @@ class Block(nn.Module):
 
 
 class ResNet(pl.LightningModule):
-    def __init__(self, width: int = 8) -> None:
+    def __init__(self, width: int = 4) -> None:
         super().__init__()
         self.net = nn.Sequential(
             nn.Conv2d(1, width, 3, padding=1, bias=False),
@@ -70,8 +70,8 @@ class ResNet(pl.LightningModule):
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--epochs", type=int, default=40)
-    parser.add_argument("--width", type=int, default=8)
-    parser.add_argument("--samples", type=int, default=32)
+    parser.add_argument("--width", type=int, default=4)
+    parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--max-overhead", type=float, default=0.5)
     parser.add_argument("--logdir", default="runs")
     parser.add_argument("--figure", type=Path, help="write the picture here")
