@@ -65,12 +65,17 @@ class UseSpans:
         """Whether nothing is left to sample."""
         return all(span.complete for span in self.spans)
 
-    def add(self, rows: Row, jacobian: Row) -> None:
+    @property
+    def full(self) -> list[GrowingSpan]:
+        """Those with the slices of the Jacobian in them."""
+        return [self.later_full, *self.earlier_full]
+
+    def add(self, rows: Row, jacobian: Row | None) -> None:
         """Add the slices of one row of each kind: of the functional Hessian, of the Jacobian."""
         want_later = not (self.later.complete and self.later_full.complete)
         want_earlier = not all(x.complete for x in (*self.earlier, *self.earlier_full))
         full = None
-        if not (self.later_full.complete and all(x.complete for x in self.earlier_full)):
+        if jacobian is not None and not all(x.complete for x in self.full):
             full = self._gradient(jacobian.a, jacobian.g)
         if want_later:
             patches = []
@@ -78,7 +83,7 @@ class UseSpans:
                 gradient = self._gradient(rows.a, rows.g_tangent)
                 patches.append(self._patches(gradient, rows.g_tangent))
                 self.later.add(patches[0])
-            if full is not None:
+            if full is not None and jacobian is not None:
                 patches.append(self._patches(full, jacobian.g))
                 self.later_full.add(torch.cat(patches, dim=1))
         if want_earlier:
@@ -148,14 +153,17 @@ def patch_spans(model: LinearModel) -> PatchSpans:
     for _ in range(passes):
         if all(x.complete for x in uses.values()):
             break
-        functional, gradients = _tangent_pass(model, weights, samples, residuals)
-        jacobian = _jacobian_pass(model, weights)
+        wanted = {index for index, span in uses.items() if not span.complete}
+        functional, gradients = _tangent_pass(model, weights, samples, residuals, wanted)
+        jacobian = {}
+        if any(not x.complete for i in wanted for x in uses[i].full):
+            jacobian = _jacobian_pass(model, weights, wanted)
         inputs.add(gradients[None])
-        for index, span in uses.items():
-            if index in functional and index in jacobian:
-                span.add(functional[index], jacobian[index])
+        for index in wanted:
+            if index in functional:
+                uses[index].add(functional[index], jacobian.get(index))
             else:
-                span.unused()
+                uses[index].unused()
     return PatchSpans(uses, inputs)
 
 
@@ -164,6 +172,7 @@ def _tangent_pass(
     weights: Weights,
     samples: tuple[Tensor, ...],
     residuals: tuple[Tensor, ...],
+    wanted: set[int],
 ) -> tuple[dict[int, Row], Tensor]:
     """Move all weights in one random direction: rows of the functional Hessian, all layers at once.
 
@@ -174,7 +183,7 @@ def _tangent_pass(
     rows = {}
     with forward_ad.dual_level():
         trace = model.surrogate.run(samples, weights.moved())
-        uses, inputs = _cotangents(trace, residuals)
+        uses, inputs = _cotangents(trace, residuals, wanted)
         for use, cotangent in uses:
             if use.call is not None:
                 a, a_tangent = forward_ad.unpack_dual(use.call.input)
@@ -188,28 +197,28 @@ def _tangent_pass(
     return rows, model.span.restrict(torch.cat(gradients))
 
 
-def _jacobian_pass(model: LinearModel, weights: Weights) -> dict[int, Row]:
+def _jacobian_pass(model: LinearModel, weights: Weights, wanted: set[int]) -> dict[int, Row]:
     """One random input and output cotangent: a row of the Jacobian."""
     trace = model.surrogate.run(model.sample(1), weights)
     return {
         use.index: Row(use.call.input, g)
-        for use, g in _cotangents(trace, model.cotangents(trace.outputs))[0]
+        for use, g in _cotangents(trace, model.cotangents(trace.outputs), wanted)[0]
         if use.call is not None
     }
 
 
 def _cotangents(
-    trace: Trace, cotangents: tuple[Tensor, ...]
+    trace: Trace, cotangents: tuple[Tensor, ...], wanted: set[int]
 ) -> tuple[list[tuple[LayerUse, Tensor]], list[Tensor]]:
-    """Every use with the gradient at its output; and the gradients at the inputs."""
-    at = [*(use.output for use in trace.uses), *trace.inputs]
+    """The wanted uses with the gradients at their outputs; and the gradients at the inputs."""
+    uses = [use for use in trace.uses if use.index in wanted]
+    at = [*(use.output for use in uses), *trace.inputs]
     grads = torch.autograd.grad(trace.outputs, at, cotangents, allow_unused=True)
-    pairs = zip(trace.uses, grads, strict=False)
     inputs = [
         torch.zeros_like(x) if g is None else g
-        for x, g in zip(trace.inputs, grads[len(trace.uses) :], strict=True)
+        for x, g in zip(trace.inputs, grads[len(uses) :], strict=True)
     ]
-    return [(use, g) for use, g in pairs if g is not None], inputs
+    return [(use, g) for use, g in zip(uses, grads, strict=False) if g is not None], inputs
 
 
 def _or_zero(value: Tensor | None, like: Tensor) -> Tensor:

@@ -5,8 +5,9 @@ Knows what a trainer says of itself (step, epoch, processes), but nothing of hoo
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from lightning_hessrank.live.failures import Failures
 from lightning_hessrank.live.log import logger
 from lightning_hessrank.live.measure import Ranks, measure
-from lightning_hessrank.live.network import reference_bound
+from lightning_hessrank.live.network import reference_batch_bound, reference_bound
 from lightning_hessrank.live.processes import Processes
 from lightning_hessrank.live.progress import progress_bar
 from lightning_hessrank.live.reference import ReferenceData, as_batches, collect, deal, share
@@ -107,6 +108,8 @@ class Session:
         ):
             self._seek_bound(trainer, module, subject)
             ranks = self._measure(trainer, subject)
+            finite = not math.isnan(ranks.total.rank)
+            batch_bound = self._batch_bound(trainer, module, subject) if finite else None
         return Measurement(
             step=trainer.global_step,
             epoch=trainer.current_epoch,
@@ -114,6 +117,7 @@ class Session:
             outer=ranks.parts.get("outer"),
             functional=ranks.parts.get("functional"),
             bound=self._applicable_bound(ranks),
+            batch_bound=batch_bound,
             layers=_layer_ranks(ranks, series.bound),
             loss=ranks.loss,
             seconds=time.perf_counter() - began,
@@ -180,21 +184,38 @@ class Session:
         if series.bound_sought:
             return
         series.bound_sought = True
-        assert series.reference is not None
-        if series.reference.everyone is None:
+        series.bound = self._bound_of_all(trainer, module, subject, reference_bound, "a bound")
+
+    def _batch_bound(self, trainer: Any, module: Any, subject: Subject) -> RankBound | None:
+        """Find the bound that holds at these weights on these data."""
+        return self._bound_of_all(
+            trainer, module, subject, reference_batch_bound, "the batch bound"
+        )
+
+    def _bound_of_all(
+        self,
+        trainer: Any,
+        module: Any,
+        subject: Subject,
+        find: Callable[[Subject], RankBound],
+        what: str,
+    ) -> RankBound | None:
+        """Bound the rank on the reference data of all processes; every one finds it for itself."""
+        assert self.series.reference is not None
+        if self.series.reference.everyone is None:
             self.failures.warn_once(
-                "the rank is logged without a bound: the reference data of all processes together "
+                f"the rank is logged without {what}: the reference data of all processes together "
                 "are too large to be gathered; reduce max_samples"
             )
-            return
+            return None
         try:
             if self.processes.count == 1:
-                series.bound = reference_bound(subject)
-            else:
-                with self._subject(trainer, module, everyone=True) as union:
-                    series.bound = reference_bound(union)
+                return find(subject)
+            with self._subject(trainer, module, everyone=True) as union:
+                return find(union)
         except Exception as error:  # whatever the module does to it, the rank can be measured
-            self.failures.warn_once(f"the rank is logged without a bound: {error}")
+            self.failures.warn_once(f"the rank is logged without {what}: {error}")
+            return None
 
     def _applicable_bound(self, ranks: Ranks) -> RankBound | None:
         """Return the bound, marked where the loss has a part that it does not know of."""

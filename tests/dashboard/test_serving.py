@@ -7,6 +7,7 @@ import io
 import json
 import re
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -128,8 +129,25 @@ def test_histogram_is_served(server: Server) -> None:
     assert [step for _, step, _ in served] == [0, 15]
 
 
-@pytest.mark.skipif(bool(browser.missing()), reason=browser.missing() or "nothing is missing")
-def test_the_example_in_a_browser(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def driver() -> Iterator[Any]:
+    """A browser; where there is none that works, the test is skipped and says why."""
+    lacking = browser.missing()
+    if lacking:
+        pytest.skip(lacking)
+    from selenium.common.exceptions import WebDriverException
+
+    with ExitStack() as stack:
+        try:
+            driver = stack.enter_context(browser.chromium())
+        except WebDriverException as error:
+            pytest.skip(f"Chromium does not start: {error.msg}")
+        yield driver
+
+
+def test_the_example_in_a_browser(
+    driver: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The run of `examples/digits.py`: every chart has data, images decode, no errors."""
     path = Path(__file__).parents[2] / "examples" / "digits.py"
     spec = importlib.util.spec_from_file_location("digits_in_browser", path)
@@ -139,7 +157,7 @@ def test_the_example_in_a_browser(tmp_path: Path, capsys: pytest.CaptureFixture[
     spec.loader.exec_module(example)
     example.main(["--epochs", "1", "--logdir", str(tmp_path)])
     capsys.readouterr()
-    with browser.tensorboard(tmp_path) as address, browser.chromium() as driver:
+    with browser.tensorboard(tmp_path) as address:
         open_dashboard(driver, address, newest_run(tmp_path))
         smoothing = "input[aria-labelledby=scalars-smoothing-label]"
         assert browser.deep(driver, smoothing, "found.map(x => x.value)") == ["0"]

@@ -1,0 +1,283 @@
+"""How fast the engine is, beside other packages: ``python -m tests.benchmarks.engine``.
+
+Every comparison is made in one run, with the same network, data and dtype, and the answers are
+compared before times are. Times are CPU seconds of one thread, so that other work on the machine
+disturbs them little; runs of the candidates take turns, and ratios are medians of paired runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lightning_hessrank.estimators import dense_parts, dense_rank, lanczos_rank, sketch_rank
+from lightning_hessrank.operators import DenseOperator
+from lightning_hessrank.tolerance import numerical_rank
+from tests.benchmarks import subjects
+from tests.benchmarks.peers import PEERS, Multiply
+from tests.benchmarks.subjects import Subject
+
+#: Products from which the time of all is extrapolated.
+SAMPLE = 200
+
+
+def main() -> None:
+    """Run the chosen benchmarks and print a table of each."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "only", nargs="*", metavar="NAME", help=f"some of {', '.join(BENCHMARKS)}; default: all"
+    )
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    print(machine(), flush=True)
+    for name in arguments.only or BENCHMARKS:
+        print(f"\n### {name}\n", flush=True)
+        BENCHMARKS[name](arguments.rounds)
+
+
+def machine() -> str:
+    """Describe what the times were taken on."""
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [x for x in info.read_text().splitlines() if x.startswith("model name")]
+        model = names[0].split(":")[1].strip() if names else model
+    return (
+        f"{model}, one thread, torch {torch.__version__}, {platform.system()}; CPU seconds; "
+        f"peers: {', '.join(PEERS) or 'none installed'}"
+    )
+
+
+def timed(work: Callable[[], object]) -> tuple[float, object]:
+    """CPU seconds, and the result."""
+    start = time.process_time()
+    result = work()
+    return time.process_time() - start, result
+
+
+def columns(multiply: Multiply, subject: Subject, block: int, count: int | None = None) -> Tensor:
+    """First columns of the matrix, from products with unit vectors."""
+    dtype, size = subject.x.dtype, subject.size
+    count = size if count is None else count
+    parts = []
+    for start in range(0, count, block):
+        stop = min(start + block, count)
+        unit = torch.zeros(size, stop - start, dtype=dtype)
+        unit[start:stop].fill_diagonal_(1)
+        parts.append(multiply(unit))
+    return torch.cat(parts, dim=1)
+
+
+def table(rows: list[tuple[str, ...]]) -> None:
+    """Print rows as Markdown; the first is the header."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for number, row in enumerate(rows):
+        print("| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |")
+        if number == 0:
+            print("|" + "|".join("-" * (w + 2) for w in widths) + "|")
+
+
+def exact_rank(build: Callable[[], Subject], rounds: int) -> dict[str, float]:
+    """Exact rank in float64, whole job; returns the times' ratios to ours."""
+    subject = build()
+    times: dict[str, list[float]] = {}
+    ours = None
+    for _ in range(rounds):
+        seconds, ours = timed(lambda: dense_rank(subject.curvature().operator()))
+        times.setdefault("lightning-hessrank", []).append(seconds)
+        for name, peer in PEERS.items():
+            block = best_block(peer, subject) if name == "curvlinops" else 1
+            multiply = peer(subject.net, subject.loss, subject.x, subject.y)
+            seconds, rank = timed(lambda m=multiply, b=block: plain_rank(columns(m, subject, b)))
+            times.setdefault(name, []).append(seconds)
+            assert rank == ours.rank, (name, rank, ours.rank)
+    base = times["lightning-hessrank"]
+    ratios = {
+        n: statistics.median(a / b for a, b in zip(t, base, strict=True)) for n, t in times.items()
+    }
+    rows = [("package", "seconds", "ratio")]
+    rows += [(n, f"{statistics.median(t):.2f}", f"{ratios[n]:.2f}") for n, t in times.items()]
+    table(rows)
+    print(f"\np = {subject.size:,}, rank {ours.rank} by all ({rounds} rounds)")
+    return ratios
+
+
+def plain_rank(matrix: Tensor) -> int:
+    """Rank as a user of another package would compute it from the matrix."""
+    return numerical_rank(torch.linalg.eigvalsh((matrix + matrix.T) / 2)).rank
+
+
+def best_block(peer: Callable[..., Multiply], subject: Subject) -> int:
+    """Block size at which a peer is fastest for each product."""
+    multiply = peer(subject.net, subject.loss, subject.x, subject.y)
+    seconds = {b: timed(lambda b=b: columns(multiply, subject, b, 128))[0] for b in (1, 16, 64)}
+    return min(seconds, key=seconds.__getitem__)
+
+
+def three_parts(rounds: int) -> None:
+    """What the callback measures: total, outer-product and functional part."""
+    rows = [("network", "p", "total alone", "all three parts", "ratio")]
+    for name, build in (("MLP", subjects.mlp), ("CNN", subjects.cnn)):
+        pairs = []
+        for _ in range(rounds):
+            subject = build()
+            alone = timed(lambda s=subject: dense_rank(s.curvature().operator()))[0]
+            parts = timed(lambda s=subject: dense_parts(s.curvature()))[0]
+            pairs.append((alone, parts))
+        a, b = (statistics.median(x) for x in zip(*pairs, strict=True))
+        rows.append((name, f"{subject.size:,}", f"{a:.2f}", f"{b:.2f}", f"{b / a:.2f}"))
+    table(rows)
+
+
+def sketch(rounds: int) -> float:
+    """Sketch against building the matrix product by product, whose time is extrapolated."""
+    subject = subjects.linear_mlp()
+    p = subject.size
+    ratios, mine, other = [], [], []
+    for _ in range(rounds):
+        seconds, estimate = timed(
+            lambda: sketch_rank(subject.curvature().operator(), max_rank=2016)
+        )
+        operator = subject.curvature().operator()
+        columns(operator.matmat, subject, 1, 2)
+        each = timed(lambda op=operator: columns(op.matmat, subject, 1, SAMPLE))[0] / SAMPLE
+        n = 4000
+        matrix = torch.randn(n, n, dtype=torch.float64)
+        eigen = timed(lambda m=matrix: torch.linalg.eigvalsh(m))[0] * (p / n) ** 3
+        mine.append(seconds)
+        other.append(p * each + eigen)
+        ratios.append(other[-1] / seconds)
+        assert estimate.rank == 2016
+    table(
+        [
+            ("linear MLP 128-96-96-4", "seconds", "ratio"),
+            ("sketch, rank 2016", f"{statistics.median(mine):.1f}", "1"),
+            (
+                "product by product + eigvalsh (extrapolated)",
+                f"{statistics.median(other):.0f}",
+                f"{statistics.median(ratios):.0f}",
+            ),
+        ]
+    )
+    print(
+        f"\np = {p:,}: {p * each:.0f} s of products (from {SAMPLE}), {eigen:.0f} s of eigenvalues "
+        f"(from n = {n:,})"
+    )
+    return statistics.median(ratios)
+
+
+def large_sketch(rounds: int) -> None:
+    """A linear CNN whose dense matrix would take 80 GB or more."""
+    del rounds
+    subject = subjects.linear_cnn()
+    p = subject.size
+    start = time.perf_counter()
+    seconds, estimate = timed(
+        lambda: sketch_rank(subject.curvature().operator(), memory_limit=2**31)
+    )
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    table(
+        [
+            ("p", "dense matrix", "rank", "gap", "products", "CPU s", "wall s", "peak memory"),
+            (
+                f"{p:,}",
+                f"{8 * p * p / 1e9:.0f} GB",
+                f"{estimate.rank}",
+                f"{estimate.gap:.1e}",
+                f"{estimate.num_products}",
+                f"{seconds:.0f}",
+                f"{time.perf_counter() - start:.0f}",
+                f"{peak:.2f} GiB",
+            ),
+        ]
+    )
+
+
+def resnet(rounds: int) -> dict[str, float]:
+    """One product in units of one gradient, ResNet-20, float32."""
+    subject = subjects.resnet20()
+    net, loss, x, y = subject.net, subject.loss, subject.x, subject.y
+    parameters = list(net.parameters())
+    operator = subject.curvature().operator()
+    peers = {name: peer(net, loss, x, y) for name, peer in PEERS.items()}
+    vectors = torch.randn(subject.size, 4, generator=torch.Generator().manual_seed(0))
+    expected = operator.matmat(vectors)
+    ratios: dict[str, list[float]] = {}
+
+    def gradient() -> object:
+        return torch.autograd.grad(loss(net(x), y), parameters)
+
+    candidates: dict[str, Callable[[], Tensor]] = {
+        "lightning-hessrank, one": lambda: operator.matmat(vectors[:, :1]),
+        "lightning-hessrank, four at once": lambda: operator.matmat(vectors),
+    }
+    candidates |= {n: lambda m=m: m(vectors[:, :1]) for n, m in peers.items()}
+    for work in (gradient, *candidates.values()):
+        work()
+    for _ in range(rounds):
+        unit = statistics.median(timed(gradient)[0] for _ in range(3))
+        for name, work in candidates.items():
+            seconds, product = timed(work)
+            k = product.shape[1]
+            error = (product - expected[:, :k]).abs().max() / expected.abs().max()
+            assert float(error) < 1e-3, (name, float(error))
+            ratios.setdefault(name, []).append(seconds / k / unit)
+    medians = {n: statistics.median(r) for n, r in ratios.items()}
+    table(
+        [
+            ("one product of ResNet-20, 64 samples", "gradients"),
+            *((n, f"{r:.2f}") for n, r in medians.items()),
+        ]
+    )
+    return medians
+
+
+def coverage(rounds: int, estimates: int = 100) -> dict[float, tuple[int, float]]:
+    """Share of 95 % intervals that cover the dense count, on a trained CNN."""
+    del rounds
+    matrix = subjects.cnn(train=8).curvature().operator().to_dense()
+    operator = DenseOperator(matrix)
+    dense = dense_rank(operator)
+    rows = [("rtol", "dense count", "covered", "median half-width", "products")]
+    found = {}
+    for rtol in (1e-1, 1e-2, 1e-3):
+        exact = dense.rank_at(rtol)
+        runs = [lanczos_rank(operator, rtol=rtol, seed=s) for s in range(estimates)]
+        inside = sum(low <= exact <= high for low, high in (r.interval for r in runs))
+        width = statistics.median((r.interval[1] - r.interval[0]) / 2 for r in runs)
+        products = statistics.median(r.num_products for r in runs)
+        rows.append(
+            (
+                f"{rtol:.0e}",
+                f"{exact}",
+                f"{inside} of {estimates}",
+                f"{width:.3g}",
+                f"{products:.0f}",
+            )
+        )
+        found[rtol] = (inside, width / max(1.0, 0.1 * exact))
+    table(rows)
+    return found
+
+
+BENCHMARKS: dict[str, Callable[[int], object]] = {
+    "mlp": lambda rounds: exact_rank(subjects.mlp, rounds),
+    "cnn": lambda rounds: exact_rank(subjects.cnn, rounds),
+    "parts": three_parts,
+    "sketch": sketch,
+    "large-sketch": large_sketch,
+    "resnet": resnet,
+    "coverage": coverage,
+}
+
+if __name__ == "__main__":
+    main()
