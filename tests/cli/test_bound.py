@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +16,6 @@ import lightning_hessrank
 from lightning_hessrank import RankBound, rank_bound
 
 
-def timeless(text: str) -> str:
-    """Leave out how long it took."""
-    return re.sub(r"in \S+ s\b", "in some s", text)
-
-
 def test_text_is_the_table_of_rank_bound(here: Path, hessrank: Any) -> None:
     Path("nets.py").write_text(
         "from torch import nn\n"
@@ -31,14 +24,13 @@ def test_text_is_the_table_of_rank_bound(here: Path, hessrank: Any) -> None:
     result = hessrank("bound", "nets.py:mlp(width=5)", "--input", "6", "--loss", "cross_entropy")
     net = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3))
     expected = rank_bound(net, torch.zeros(1, 6), loss="cross_entropy")
-    assert (result.exit_code, timeless(result.stdout)) == (0, timeless(f"{expected}\n"))
+    assert (result.exit_code, result.stdout) == (0, f"{expected}\n")
 
 
 def test_json_round_trips(hessrank: Any) -> None:
     result = hessrank("bound", "torch.nn:Linear(10, 3)", "-i", "10", "--format", "json")
     found = RankBound.from_dict(json.loads(result.stdout))
-    expected = rank_bound(nn.Linear(10, 3), torch.zeros(1, 10))
-    assert replace(found, seconds=0.0) == replace(expected, seconds=0.0)
+    assert found == rank_bound(nn.Linear(10, 3), torch.zeros(1, 10))
 
 
 def test_markdown_is_a_table(hessrank: Any) -> None:
@@ -133,4 +125,4 @@ def test_python_dash_m_is_the_same_program() -> None:
     command = [sys.executable, "-m", "lightning_hessrank", "bound", "torch.nn:Linear(2, 1)"]
     done = subprocess.run([*command, "-i", "2"], capture_output=True, text=True, check=True)
     expected = rank_bound(nn.Linear(2, 1), torch.zeros(1, 2))
-    assert timeless(done.stdout) == timeless(f"{expected}\n")
+    assert done.stdout == f"{expected}\n"
