@@ -14,6 +14,7 @@ from torch import nn
 
 import lightning_hessrank
 from lightning_hessrank import RankBound, rank_bound
+from lightning_hessrank.dashboard.text import bound_table
 
 
 def test_text_is_the_table_of_rank_bound(here: Path, hessrank: Any) -> None:
@@ -33,12 +34,11 @@ def test_json_round_trips(hessrank: Any) -> None:
     assert found == rank_bound(nn.Linear(10, 3), torch.zeros(1, 10))
 
 
-def test_markdown_is_a_table(hessrank: Any) -> None:
+def test_markdown_is_the_table_of_the_dashboard(hessrank: Any) -> None:
     result = hessrank("bound", "torch.nn:Linear(10, 3)", "-i", "10", "--format", "markdown")
-    lines = result.stdout.splitlines()
-    assert lines[:2] == ["| layer | parameters | functional |", "|---|---:|---:|"]
-    assert "| **rank** | | **33** |" in lines
-    assert lines[-1].startswith("Theorem (closed-form): ")
+    expected = rank_bound(nn.Linear(10, 3), torch.zeros(1, 10))
+    assert result.stdout == f"{bound_table(expected)}\n"
+    assert "| **total** | 33 |" in result.stdout
 
 
 def test_input_rank_and_kind_are_passed_on(hessrank: Any) -> None:
@@ -108,6 +108,23 @@ def test_no_bound_is_an_error_with_the_reason(here: Path, hessrank: Any) -> None
     result = hessrank("bound", attention, "--input", "5,4")
     assert result.exit_code == 1
     assert result.stderr.startswith("Error: there is no bound for this network: ")
+
+
+def test_module_without_forward_is_told_apart(here: Path, hessrank: Any) -> None:
+    Path("bare.py").write_text(
+        "import pytorch_lightning as pl\n"
+        "from torch import nn\n"
+        "class Bare(pl.LightningModule):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.net = nn.Linear(3, 2)\n"
+    )
+    result = hessrank("bound", "bare.py:Bare", "--input", "3")
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "Error: Bare has no forward(); name the network inside it, as 'bare.py:Bare().net'\n"
+    )
+    assert hessrank("bound", "bare.py:Bare().net", "--input", "3").exit_code == 0
 
 
 def test_help_teaches(hessrank: Any) -> None:
