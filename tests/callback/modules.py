@@ -564,7 +564,7 @@ class Holds(Module):
 
 
 def scratch_file() -> Any:
-    return tempfile.TemporaryFile("w")  # noqa: SIM115 - the module holds it open
+    return tempfile.TemporaryFile("w")
 
 
 def locked(lock: Any) -> None:
