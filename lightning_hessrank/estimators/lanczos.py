@@ -164,6 +164,8 @@ class TopSearch:
         self._locked: Tensor | None = None
         self._locked_values = torch.zeros(0, dtype=torch.float64, device=operator.device)
         self._ritz: Ritz | None = None
+        self._missing = 0.0
+        """Estimated number of copies of eigenvalues that there is no room for."""
         self.num_products = 0
 
     @property
@@ -191,6 +193,10 @@ class TopSearch:
             if not exact or not self._saturated(cut):
                 return exact
             found = pairs.values.abs() > cut
+            if len(self._locked_values) + int(found.sum()) > self._max_size:
+                surplus = pairs.weights[:, found].sum() / self._block - found.sum()
+                self._missing = max(float(surplus), float(self._block))
+                return False
             vectors = space.vectors(pairs.coordinates[:, found])
             self._locked = (
                 vectors if self._locked is None else torch.cat([self._locked, vectors], 1)
@@ -202,6 +208,8 @@ class TopSearch:
         pairs, cut = self._pairs, rtol * self.largest
         beyond, unsure = self._sides(cut)
         exact = int((self._locked_values.abs() > cut).sum()) + int((beyond & ~unsure).sum())
+        if self._missing:
+            return Count(exact + self._missing, self._missing, self._missing)
         if not bool(unsure.any()):
             return Count(float(exact), 0.0, 0.0)
         # A unit Ritz vector has spectral mean θ and variance residual²; by Cantelli's inequality

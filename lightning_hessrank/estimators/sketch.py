@@ -250,7 +250,7 @@ def _from_krylov(
 
 
 def _largest_eigenvalue(operator: SymmetricOperator, seed: int) -> tuple[float, int]:
-    """Largest ``|λ|`` to about one per cent, and the products that it took."""
+    """Largest ``|λ|`` to a few per cent, and the products that it took."""
     probes = GaussianProbes(operator.dim, seed, dtype=operator.dtype, device=operator.device)
     space = BlockKrylov(operator, probes.columns(0, min(4, operator.dim)), 64)
     while not space.exhausted:

@@ -109,7 +109,7 @@ class LossCurvature:
             graph = self._evaluate(term)
             self.loss += term.weight * float(graph.loss.detach())
             self.outputs_known &= bool(graph.outputs)
-            size = graph_bytes((graph.loss,), self.parameters)
+            size = graph_bytes((graph.loss,))
             self.term_bytes = max(self.term_bytes, size)
             held += GRAPH_GROWTH * size
             if held > self._max_bytes:

@@ -225,3 +225,10 @@ def test_arguments_that_make_no_sense() -> None:
     for method in METHODS.values():
         with pytest.raises(ValueError, match=r"^rtol must be a number in "):
             method(operator, rtol=math.nan)
+
+
+def test_more_copies_of_an_eigenvalue_than_there_is_room_for_are_not_ignored() -> None:
+    operator = planted(torch.ones(150), 400)
+    with pytest.raises(UnresolvedError, match=r"^lanczos cannot resolve rtol=0\.001 with "):
+        lanczos_rank(operator, max_products=40)
+    assert lanczos_rank(operator).rank == 150
