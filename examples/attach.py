@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--logdir", default="runs")
     args = parser.parse_args(argv)
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*LeafSpec.*")
 
     pl.seed_everything(0)
     images = torch.tensor(load_digits().images, dtype=torch.float32).unsqueeze(1) / 16

@@ -12,10 +12,10 @@ from digits import Classifier, Digits
 from pytorch_lightning.cli import LightningCLI
 
 
-def main(argv: list[str] | None = None) -> None:
+def main() -> None:
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*LeafSpec.*")
-    LightningCLI(Classifier, Digits, args=argv, seed_everything_default=0)
+    LightningCLI(Classifier, Digits, seed_everything_default=0)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python examples/gan.py --figure gan.png
 
 With manual optimisation, ``training_step`` is not a loss function, so each monitor is given one:
-``loss_fn(module, batch) -> scalar``. To measure the Hessian with respect to one network only, let
-the other's parameters enter as constants.
+``loss_fn(module, batch) -> scalar``. Either loss is a function of all weights, the generator's and
+the critic's, and so is its Hessian.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ import torch
 from matplotlib.figure import Figure
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils.data import DataLoader
 
 from lightning_hessrank import HessianRankMonitor
+
+NAMES = ("generator", "critic")
 
 
 class Gan(pl.LightningModule):
@@ -43,9 +44,8 @@ class Gan(pl.LightningModule):
 
     def training_step(self, real: Tensor, batch_idx: int) -> None:
         optimizers: Any = self.optimizers()
-        losses = critic_loss, generator_loss
-        for optimizer, loss_fn in zip(optimizers, losses, strict=True):
-            optimizer.zero_grad()
+        for optimizer, loss_fn in zip(optimizers, (critic_loss, generator_loss), strict=True):
+            optimizer.zero_grad()  # also of what the other loss has left there
             self.manual_backward(loss_fn(self, real))
             optimizer.step()
 
@@ -55,24 +55,17 @@ class Gan(pl.LightningModule):
 
 
 def generator_loss(module: Gan, real: Tensor) -> Tensor:
-    """How badly the generator fools the critic; a function of the generator's weights only."""
-    fake = module.generator(torch.randn(len(real), 4))
-    logits = functional_call(module.critic, constants(module.critic), fake)
+    """How badly the generator fools the critic."""
+    logits = module.critic(module.generator(torch.randn(len(real), 4)))
     return binary_cross_entropy_with_logits(logits, torch.ones_like(logits))
 
 
 def critic_loss(module: Gan, real: Tensor) -> Tensor:
-    """How badly the critic tells real from fake; a function of the critic's weights only."""
-    with torch.no_grad():
-        fake = module.generator(torch.randn(len(real), 4))
+    """How badly the critic tells real from fake."""
+    fake = module.generator(torch.randn(len(real), 4))
     logits = module.critic(torch.cat([real, fake]))
     labels = torch.cat([torch.ones(len(real), 1), torch.zeros(len(real), 1)])
     return binary_cross_entropy_with_logits(logits, labels)
-
-
-def constants(module: nn.Module) -> dict[str, Tensor]:
-    """The parameters of a network, through which no gradient flows."""
-    return {name: parameter.detach() for name, parameter in module.named_parameters()}
 
 
 def blobs(count: int) -> Tensor:
@@ -88,12 +81,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--figure", type=Path, help="write the picture here")
     args = parser.parse_args(argv)
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*LeafSpec.*")
 
     pl.seed_everything(0)
     reference = blobs(128)
     monitors = [
         HessianRankMonitor(loss_fn=loss_fn, data=reference, name=name)
-        for name, loss_fn in (("generator", generator_loss), ("critic", critic_loss))
+        for name, loss_fn in zip(NAMES, (generator_loss, critic_loss), strict=True)
     ]
     trainer = pl.Trainer(
         max_epochs=args.epochs,
@@ -116,13 +110,13 @@ def draw(monitors: Sequence[HessianRankMonitor]) -> Figure:
     """Draw the counts of both networks at two tolerances over the steps."""
     figure = Figure(figsize=(6, 3), dpi=120, layout="constrained")
     axes = figure.subplots()
-    for monitor, color in zip(monitors, ("#0072b2", "#d55e00"), strict=True):
+    for name, monitor, color in zip(NAMES, monitors, ("#0072b2", "#d55e00"), strict=True):
         steps = [record["step"] for record in monitor.history]
         for rtol, style in ((1e-2, "-"), (1e-4, "--")):
             counts = [record["counts"][rtol] for record in monitor.history]
-            axes.plot(steps, counts, style, color=color, label=f"{monitor.name}, {rtol:.0e}")
-    axes.set(xlabel="step", ylabel="eigenvalues beyond tolerance", ylim=(0, None))
-    axes.legend(fontsize=8)
+            axes.plot(steps, counts, style, color=color, label=f"{name}, {rtol:.0e}")
+    axes.set(xlabel="step", ylabel="eigenvalues beyond tolerance", ylim=(0, 400))
+    axes.legend(fontsize=8, loc="upper right", ncols=2)
     return figure
 
 

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from lightning_hessrank.bounds import rank_bound
+from lightning_hessrank.bounds import batch_bound, rank_bound, toeplitz_matrix
 from lightning_hessrank.rank import hessian_rank
 from lightning_hessrank.results import BoundNotAvailableError, RankBound, RankEstimate
 
@@ -16,8 +16,10 @@ __all__ = [
     "HessianRankMonitor",
     "RankBound",
     "RankEstimate",
+    "batch_bound",
     "hessian_rank",
     "rank_bound",
+    "toeplitz_matrix",
 ]
 
 

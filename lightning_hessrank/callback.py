@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import weakref
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -19,6 +20,7 @@ from lightning_hessrank.live.step import LossFn
 from lightning_hessrank.results import Measurement
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from pytorch_lightning.callbacks import Callback
 else:
     # `pytorch_lightning` and `lightning.pytorch` are separate class hierarchies, and each Trainer
@@ -70,6 +72,8 @@ class HessianRankMonitor(Callback):
         progress_bar: show one for measurements longer than a few seconds, unless the Trainer's own
             is switched off.
         prog_bar: also show the rank in the Trainer's progress bar, like ``log(prog_bar=True)``.
+        dashboard: what is written besides the scalars, e.g. ``Dashboard(figures=False)`` of
+            ``lightning_hessrank.dashboard``; ``None``: everything but the HParams page.
         name: first part of every logged name, and of the key in checkpoints, so that several
             monitors can run side by side.
         seed: of every random probe, and of randomness inside the step.
@@ -95,6 +99,7 @@ class HessianRankMonitor(Callback):
         on_error: Literal["warn", "raise"] = "warn",
         progress_bar: bool = True,
         prog_bar: bool = False,
+        dashboard: Dashboard | None = None,
         name: str = "hessian",
         seed: int = 0,
     ) -> None:
@@ -118,7 +123,7 @@ class HessianRankMonitor(Callback):
             name=name,
             seed=seed,
         )
-        self.dashboard = Dashboard(name=name)
+        self.dashboard = replace(dashboard or Dashboard(), name=name)
         self._run: tuple[Any, Any] | None = None
         self._begin_run()
 
@@ -126,6 +131,16 @@ class HessianRankMonitor(Callback):
     def history(self) -> list[dict[str, Any]]:
         """One plain dict per measurement of the run; it survives checkpoint and resume."""
         return self._session.series.history
+
+    def plot(self) -> Figure:
+        """Draw rank, counts at coarser tolerances and bound over the steps of the run so far.
+
+        Returns:
+            A ``matplotlib.figure.Figure`` that pyplot does not know, so nothing needs closing.
+        """
+        from lightning_hessrank.dashboard.figures import history_figure
+
+        return history_figure(self.history)
 
     def _begin_run(self) -> None:
         self._session = Session(self.settings)
@@ -150,10 +165,12 @@ class HessianRankMonitor(Callback):
         failures.silent = not trainer.is_global_zero
         self._session.series.clock.start()
         with failures.handled("no rank will be measured"):
-            self._session.join(trainer)
+            self._session.join(trainer, pl_module)
         with failures.handled("the dashboard could not be set up"):
             if trainer.is_global_zero:
-                announcement = self.dashboard.start(trainer.loggers)
+                owners = [x for x in (pl_module, trainer.datamodule) if x is not None]
+                hparams = {k: v for x in owners for k, v in x.hparams_initial.items()}
+                announcement = self.dashboard.start(trainer.loggers, hparams)
                 if announcement:
                     logger.info(announcement)
 
@@ -204,7 +221,8 @@ class HessianRankMonitor(Callback):
         step = trainer.global_step
         if session.failures.final or series.last_step == step:
             return
-        if series.reference is None:  # a loader that failed may be better by now
+        if series.reference is None and self.settings.data is not None:
+            # a loader that failed may be better by now
             with session.failures.handled("there are no reference data"):
                 session.collect_reference(module, None)
         if series.reference is None:

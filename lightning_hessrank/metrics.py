@@ -122,12 +122,13 @@ class HessianRank(Metric):
         self._warned = False
 
         size = self.sketch_width or self.num_parameters
-        self.add_state("curvature", torch.zeros(size, size, dtype=dtype), dist_reduce_fx="sum")
-        self.add_state("num_samples", torch.tensor(0), dist_reduce_fx="sum")
         # MetricCollection shares one state among metrics whose states agree (nearly) after the
         # first batch. The Hessians of two models, or two parts of one, can agree there and differ
-        # later; a state that equals nothing, itself included, keeps every sum separate.
+        # later; a state that equals nothing, itself included, keeps every sum separate. It comes
+        # first: torchmetrics before 1.5 compared the first state only.
         self.add_state("never_shared", torch.tensor(torch.nan), dist_reduce_fx="sum")
+        self.add_state("curvature", torch.zeros(size, size, dtype=dtype), dist_reduce_fx="sum")
+        self.add_state("num_samples", torch.tensor(0), dist_reduce_fx="sum")
 
     @property
     def model(self) -> nn.Module:

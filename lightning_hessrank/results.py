@@ -171,8 +171,6 @@ class RankBound:
     """Number of samples that the bound holds for; ``None``: any number."""
     outputs: int | None = None
     """Outputs per sample that the loss can see: ``K``, or ``K - 1`` for softmax."""
-    seconds: float = 0.0
-    """Wall time spent."""
 
     def plot(self) -> Figure:
         """Draw what each layer can add to the rank, beside its number of parameters.
@@ -304,5 +302,4 @@ def _conditions(bound: RankBound) -> list[str]:
         facts.append(f"{bound.num_samples:,} samples")
     if bound.outputs is not None:
         facts.append(f"{bound.outputs:,} effective outputs per sample")
-    facts += [f"computed in {bound.seconds:.2g} s"] if bound.seconds else []
     return ["for " + ", ".join(facts)] if facts else []

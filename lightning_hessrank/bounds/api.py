@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
+from lightning_hessrank.bounds.batch import live_batch_bound
 from lightning_hessrank.bounds.linear import LinearKind, linear_bound
 from lightning_hessrank.bounds.network import Network, loss_kind
 from lightning_hessrank.results import RankBound
@@ -61,6 +62,72 @@ def rank_bound(
         network = module_network(shadow, example_input)
         given = None if data is None else _inputs_of(data, example_input, network.inputs)
         return linear_bound(network, loss, data=given, input_rank=input_rank, kind=kind)
+
+
+def batch_bound(model: nn.Module, loss_fn: Callable[[Any, Any], Tensor], data: Any) -> RankBound:
+    """Bound the rank of the loss Hessian of a network as it is, on given data.
+
+    A theorem for every network and loss: any activation, normalisation in either mode, attention,
+    losses that couple samples. It comes from the ranks of the activations and of the backpropagated
+    signals over the data, layer by layer, at the network's weights
+    (see :mod:`lightning_hessrank.bounds.batch`). The model is copied and left as it is.
+
+    Args:
+        model: called as ``model(inputs)``, in the mode it is in; random masks are those of one
+            draw.
+        loss_fn: ``loss_fn(outputs, targets)``, a scalar mean over the samples.
+        data: one ``(inputs, targets)`` pair or an iterable of pairs.
+
+    Raises:
+        BoundNotAvailableError: the loss does not depend on the parameters, or batches run through
+            the network in different ways.
+        TypeError: ``model`` is not a module or ``data`` no pairs.
+        ValueError: no trainable parameters, or no data.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    with isolated_generators():
+        shadow = float64_copy(model)
+        parameters = {name: p for name, p in shadow.named_parameters() if p.requires_grad}
+        if not parameters:
+            raise ValueError(
+                "the network has no trainable parameters, so there is no Hessian to bound"
+            )
+        like = next(iter(parameters.values()))
+        pairs = [_cast(pair, like) for pair in _pairs(data)]
+        if not pairs:
+            raise ValueError("data has no batches; pass (inputs, targets) pairs")
+        evaluations = [lambda x=x, y=y: loss_fn(call(shadow, x), y) for x, y in pairs]
+        samples = sum(_count(x) for x, _ in pairs)
+        return live_batch_bound(evaluations, parameters, samples)
+
+
+def _pairs(data: Any) -> list[tuple[Any, Any]]:
+    """One pair, or all of an iterable of pairs."""
+    if isinstance(data, (tuple, list)) and len(data) == 2 and isinstance(data[1], Tensor):
+        return [(data[0], data[1])]
+    if isinstance(data, Tensor) or not isinstance(data, Iterable):
+        raise TypeError(
+            f"data must be an (inputs, targets) pair or an iterable of them, got "
+            f"{type(data).__name__}"
+        )
+    return [(batch[0], batch[1]) for batch in data]
+
+
+def _cast(tree: Any, like: Tensor) -> Any:
+    """Floating tensors in the parameters' dtype, all on their device."""
+
+    def change(x: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return x
+        return x.to(like) if x.is_floating_point() else x.to(like.device)
+
+    return tree_map(change, tree)
+
+
+def _count(inputs: Any) -> int:
+    leaf = next((x for x in tree_leaves(inputs) if isinstance(x, Tensor) and x.ndim), None)
+    return 0 if leaf is None else len(leaf)
 
 
 def module_network(module: nn.Module, example: Any) -> Network:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 LayerType = Literal["linear", "conv", "matmul", "opaque"]
@@ -38,6 +39,44 @@ class LinearCall:
     slices: Slices
     to_slices: Callable[[Tensor], Tensor]
     """Brings a weight (or its gradient) into shape ``(groups, m, c, k)``."""
+    from_slices: Callable[[Tensor], Tensor]
+    """The inverse, for any ``m`` and ``c``: a weight for other numbers of channels."""
+
+    input_dim: int = -1
+    """Dimension of the input that holds its channels."""
+    output_dim: int = -1
+    """Dimension of the output that holds its channels."""
+
+    def patches(self, a: Tensor) -> Tensor:
+        """Unfolded inputs, shape ``(groups, c * k, places)``: what one output channel can see."""
+        groups, _, c, k = self.slices
+        eye = torch.eye(c * k, dtype=a.dtype, device=a.device)
+        eye = eye.reshape(1, c * k, c, k).expand(groups, c * k, c, k)
+        with torch.no_grad():
+            z = self.apply(a, self.from_slices(eye))
+        return _by_group(z, self.output_dim, groups)
+
+    def adjoint_patches(self, g: Tensor) -> Tensor:
+        """Unfolded cotangents ``g`` of the output, shape ``(groups, m * k, places)``.
+
+        Each column correlates the signals with a unit impulse at one place of the input.
+        """
+        groups, m, _, k = self.slices
+        eye = torch.eye(m * k, dtype=g.dtype, device=g.device).reshape(1, m * k, m, k)
+        weight = self.from_slices(eye.transpose(1, 2).expand(groups, m, m * k, k))
+        shape = [len(g), *self.input.shape[1:]] if g.ndim > 1 else list(self.input.shape)
+        shape[self.input_dim] = groups * m * k
+        a = torch.zeros(shape, dtype=g.dtype, device=g.device, requires_grad=True)
+        with torch.enable_grad():
+            z = self.apply(a, weight)
+        (patches,) = torch.autograd.grad(z, a, g)
+        return _by_group(patches, self.input_dim, groups)
+
+
+def _by_group(x: Tensor, dim: int, groups: int) -> Tensor:
+    """Channels by group and place: ``(groups, channels, places)``."""
+    channels = x.movedim(dim, 0).flatten(1)
+    return channels.reshape(groups, -1, channels.shape[1])
 
 
 _CONV = {f"conv{n}d": n for n in (1, 2, 3)}
@@ -102,6 +141,7 @@ def _linear(
         lambda z, b: z + b,
         Slices(1, weight.shape[0], weight.shape[1], 1),
         lambda w: w[None, :, :, None],
+        lambda w: w[0, :, :, 0],
     )
 
 
@@ -117,6 +157,7 @@ def _matmul(left: Tensor, right: Tensor, is_weight: Callable[[object], bool]) ->
             lambda z, b: z + b,
             Slices(1, m, c, 1),
             lambda w: w.T[None, :, :, None],
+            lambda w: w[0, :, :, 0].T,
         )
     if is_weight(left) and not is_weight(right) and left.ndim == 2 and right.ndim >= 2:
         m, c = left.shape
@@ -129,6 +170,9 @@ def _matmul(left: Tensor, right: Tensor, is_weight: Callable[[object], bool]) ->
             lambda z, b: z + b,
             Slices(1, m, c, 1),
             lambda w: w[None, :, :, None],
+            lambda w: w[0, :, :, 0],
+            -2,
+            -2,
         )
     return None
 
@@ -155,6 +199,9 @@ def _conv(
         lambda z, b: z + b.reshape(-1, *(1,) * (weight.ndim - 2)),
         Slices(groups, m, c, k),
         lambda w: w.reshape(groups, m, c, k),
+        lambda w: w.reshape(groups * w.shape[1], w.shape[2], *weight.shape[2:]),
+        1 - weight.ndim,
+        1 - weight.ndim,
     )
 
 
@@ -175,4 +222,7 @@ def _conv_transpose(
         lambda z, b: z + b.reshape(-1, *(1,) * (weight.ndim - 2)),
         Slices(groups, m, c, k),
         lambda w: w.reshape(groups, c, m, k).transpose(1, 2),
+        lambda w: w.transpose(1, 2).reshape(groups * w.shape[2], w.shape[1], *weight.shape[2:]),
+        1 - weight.ndim,
+        1 - weight.ndim,
     )

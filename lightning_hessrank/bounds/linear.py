@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Literal, get_args
 
@@ -50,7 +49,6 @@ def linear_bound(
         ValueError: an argument makes no sense.
     """
     _check_arguments(data, input_rank, kind)
-    start = time.perf_counter()
     model = linear_model(network, loss, data=data, input_rank=input_rank, seed=seed)
     found, ranks = _choose(model, kind)
     return RankBound(
@@ -67,7 +65,6 @@ def linear_bound(
         input_rank=model.span.rank,
         num_samples=model.span.num_samples,
         outputs=model.outputs,
-        seconds=time.perf_counter() - start,
     )
 
 

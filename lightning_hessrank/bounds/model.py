@@ -53,6 +53,17 @@ class LinearModel:
         """Number of parameters of a layer."""
         return sum(self.network.parameters[name].numel() for name in self.layers[layer])
 
+    def product_cost(self) -> int:
+        """Multiply-adds of one product with the functional Hessian, roughly."""
+        forward = 0
+        for use in self.trace.uses:
+            positions = use.output.numel() // max(1, len(self.trace.inputs[0]))
+            fan_in = 1 if use.call is None else use.call.slices.columns * use.call.slices.taps
+            # Touching an output costs about as much as a hundred multiply-adds in a product.
+            forward += positions * (fan_in + 100)
+        # Forward, backward and their derivatives.
+        return 6 * max(1, self.residual_samples()) * forward + 1
+
     def weights(self) -> Weights:
         """Fresh random weights."""
         return Weights(self.network.parameters, self.generator)
@@ -100,7 +111,7 @@ def linear_model(
     surrogate = Surrogate(network.forward, network.parameters)
     weights = Weights(network.parameters, generator)
     probes = tuple(
-        torch.randn(3, *x.shape[1:], generator=generator, dtype=torch.float64).to(x)
+        torch.randn(2, *x.shape[1:], generator=generator, dtype=torch.float64).to(x)
         for x in network.inputs
     )
     trace = surrogate.run(probes, weights)
@@ -123,7 +134,7 @@ def linear_model(
         _restricted(surrogate, network.inputs, relevant),
         span,
         trace,
-        sum(loss.effective_outputs(f, 3) for f in trace.outputs),
+        sum(loss.effective_outputs(f, 2) for f in trace.outputs),
         constant,
         generator,
     )

@@ -33,8 +33,11 @@ class LossKind:
     name: str
     class_dim: int | None = None
     """Output dimension along which a common shift leaves the loss unchanged (softmax)."""
-    identity_curvature: bool = False
-    """Whether the Hessian of the loss in the output is a multiple of the identity (MSE)."""
+
+    @property
+    def identity_curvature(self) -> bool:
+        """Whether the Hessian of the loss in the output is a multiple of the identity (MSE)."""
+        return self.name == "mse"
 
     def effective_outputs(self, output: Tensor, num_samples: int) -> int:
         """Number ``K'`` of directions per sample, in output space, that the loss can see."""
@@ -50,7 +53,7 @@ class LossKind:
         return cotangent - cotangent.mean(self.class_dim, keepdim=True)
 
 
-MSE = LossKind("mse", identity_curvature=True)
+MSE = LossKind("mse")
 CROSS_ENTROPY = LossKind("cross_entropy", class_dim=1)
 #: After a log_softmax in the network; where it is not the last operation nothing is redundant.
 NLL = LossKind("nll_loss")

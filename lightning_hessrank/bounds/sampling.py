@@ -32,22 +32,10 @@ MAX_JACOBIAN = 10_000_000
 MARGIN = 16
 
 
-def product_cost(model: LinearModel) -> int:
-    """Multiply-adds of one product with the functional Hessian, roughly."""
-    samples = max(1, model.residual_samples())
-    forward = 0
-    for use in model.trace.uses:
-        positions = use.output.numel() // max(1, len(model.trace.inputs[0]))
-        fan_in = 1 if use.call is None else use.call.slices.columns * use.call.slices.taps
-        forward += positions * fan_in
-    # Forward, backward and their derivatives; the fixed part stands for overheads.
-    return 6 * samples * forward + 2_000 * len(model.trace.uses)
-
-
 def jacobian_is_cheap(model: LinearModel) -> bool:
     """Whether the whole Jacobian at generic inputs can be formed."""
     rows = model.input_rank * sum(f[0].numel() for f in model.trace.outputs)
-    cost = rows * product_cost(model) // max(1, model.residual_samples())
+    cost = rows * model.product_cost() // max(1, model.residual_samples())
     return rows * model.num_parameters <= MAX_JACOBIAN and cost <= BUDGET
 
 
@@ -55,7 +43,7 @@ def generic_width(model: LinearModel, bound: Ranks) -> int | None:
     """Columns of a sketch that shows the exact rank, or ``None`` where it takes too long."""
     p = model.num_parameters
     width = min(p, bound.total + MARGIN)
-    affordable = width <= MAX_SKETCH and width * product_cost(model) <= BUDGET
+    affordable = width <= MAX_SKETCH and width * model.product_cost() <= BUDGET
     return width if affordable and jacobian_is_cheap(model) else None
 
 
@@ -87,7 +75,7 @@ def generic_ranks(model: LinearModel, bound: Ranks, width: int) -> Ranks:
 
 def sharpened(model: LinearModel, bound: Ranks) -> Ranks:
     """Replace the bounds of small layers by the exact ranks of their column blocks, if smaller."""
-    cost, budget = product_cost(model), BUDGET
+    cost, budget = model.product_cost(), BUDGET
     groups = []
     for group in _groups(model):
         size = sum(model.layer_size(layer) for layer in group)

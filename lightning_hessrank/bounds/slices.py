@@ -15,8 +15,10 @@ from lightning_hessrank.bounds.model import LinearModel
 from lightning_hessrank.bounds.spans import GrowingSpan
 from lightning_hessrank.bounds.surrogate import LayerUse, Trace, Weights
 
-#: More passes than this are not made; spans that still grow then count with their width.
+#: More passes than this are not made; spans that still grow then count with their caps.
 MAX_PASSES = 64
+#: Multiply-adds that all passes may take: half a minute on two cores.
+BUDGET = 150_000_000_000
 
 
 class Row(NamedTuple):
@@ -31,67 +33,87 @@ class Row(NamedTuple):
 class UseSpans:
     """What is sampled for one use with a matrix."""
 
-    def __init__(self, use: LayerUse, call: LinearCall, model: LinearModel) -> None:
+    def __init__(self, use: LayerUse, call: LinearCall, model: LinearModel, passes: int) -> None:
         self.use, self.call = use, call
         self.slices = [call.slices] if use.folded is None else [call.slices, use.folded]
-        samples = max(1, model.residual_samples())
-        n = call.input.shape[0]
         self.has_bias = bool(use.biases)
+        samples, n = max(1, model.residual_samples()), call.input.shape[0]
         groups, m, c, k = call.slices
-        places = samples * max(1, use.output.numel() // (n * groups * m))
-        sources = [
-            samples * max(1, call.input.numel() // (n * groups * s.columns)) for s in self.slices
-        ]
+
+        def span(width: int, places: int, vectors: int) -> GrowingSpan:
+            return GrowingSpan(groups, width, places, passes * vectors, model.generator)
+
         width = c * k + self.has_bias
+        places = samples * max(1, use.output.numel() // (n * groups * m))
+        self.later = span(width, places, m)
+        self.later_full = span(width, width, 2 * m)
+        self.earlier = []
+        self.earlier_full = []
+        for s in self.slices:
+            width = s.rows * s.taps
+            places = samples * max(1, call.input.numel() // (n * groups * s.columns))
+            self.earlier.append(span(width, places, s.columns))
+            self.earlier_full.append(span(width, width, 2 * s.columns))
 
-        def span(width: int, cap: int) -> GrowingSpan:
-            return GrowingSpan(groups, width, cap, model.generator)
-
-        self.later = span(width, places)
-        self.later_full = span(width, width)
-        self.earlier = [
-            span(s.rows * s.taps, cap) for s, cap in zip(self.slices, sources, strict=True)
-        ]
-        self.earlier_full = [span(s.rows * s.taps, s.rows * s.taps) for s in self.slices]
+    @property
+    def spans(self) -> list[GrowingSpan]:
+        """All of them."""
+        return [self.later, self.later_full, *self.earlier, *self.earlier_full]
 
     @property
     def complete(self) -> bool:
         """Whether nothing is left to sample."""
-        spans = [self.later, self.later_full, *self.earlier, *self.earlier_full]
-        return all(span.complete for span in spans)
+        return all(span.complete for span in self.spans)
 
-    def add(self, rows: Row, jacobian: Row) -> None:
+    @property
+    def full(self) -> list[GrowingSpan]:
+        """Those with the slices of the Jacobian in them."""
+        return [self.later_full, *self.earlier_full]
+
+    def add(self, rows: Row, jacobian: Row | None) -> None:
         """Add the slices of one row of each kind: of the functional Hessian, of the Jacobian."""
-        in_jacobian = self._patches(jacobian.a, jacobian.g)
-        if rows.g_tangent is None:
-            self.later_full.add(in_jacobian)
-        else:
-            in_functional = self._patches(rows.a, rows.g_tangent)
-            self.later.add(in_functional)
-            self.later_full.add(torch.cat([in_functional, in_jacobian], dim=1))
-        for i, in_jacobian in enumerate(self._adjoints(jacobian.a, jacobian.g)):
-            if rows.a_tangent is None:
-                self.earlier_full[i].add(in_jacobian)
-                continue
-            in_functional = self._adjoints(rows.a_tangent, rows.g)[i]
-            self.earlier[i].add(in_functional)
-            self.earlier_full[i].add(torch.cat([in_functional, in_jacobian], dim=1))
+        want_later = not (self.later.complete and self.later_full.complete)
+        want_earlier = not all(x.complete for x in (*self.earlier, *self.earlier_full))
+        full = None
+        if jacobian is not None and not all(x.complete for x in self.full):
+            full = self._gradient(jacobian.a, jacobian.g)
+        if want_later:
+            patches = []
+            if rows.g_tangent is not None:
+                gradient = self._gradient(rows.a, rows.g_tangent)
+                patches.append(self._patches(gradient, rows.g_tangent))
+                self.later.add(patches[0])
+            if full is not None and jacobian is not None:
+                patches.append(self._patches(full, jacobian.g))
+                self.later_full.add(torch.cat(patches, dim=1))
+        if want_earlier:
+            gradients = []
+            if rows.a_tangent is not None:
+                gradients.append(self._gradient(rows.a_tangent, rows.g))
+            gradients += [] if full is None else [full]
+            for i in range(len(self.slices)):
+                slices = [self._adjoints(gradient, i) for gradient in gradients]
+                if rows.a_tangent is not None:
+                    self.earlier[i].add(slices[0])
+                if full is not None:
+                    self.earlier_full[i].add(torch.cat(slices, dim=1))
 
     def unused(self) -> None:
         """The outputs do not depend on this use."""
-        for span in (self.later, self.later_full, *self.earlier, *self.earlier_full):
-            span.ranks = [0] * len(span.ranks)
-            span.complete = True
+        for span in self.spans:
+            span.close([0] * len(span.ranks))
 
     def _gradient(self, a: Tensor, g: Tensor) -> Tensor:
+        """Gradient of the weight, shape ``(groups, m, c, k)``, for an input and a cotangent."""
         weight = self.call.weight.detach().requires_grad_()
         with torch.enable_grad():
             z = self.call.apply(a.detach(), weight)
         return self.call.to_slices(torch.autograd.grad(z, weight, g)[0])
 
-    def _patches(self, a: Tensor, g: Tensor) -> Tensor:
+    def _patches(self, gradient: Tensor, g: Tensor) -> Tensor:
+        """Slices per output channel, with the gradient of the bias as their last entry."""
         groups, m, c, k = self.call.slices
-        rows = self._gradient(a, g).reshape(groups, m, c * k)
+        rows = gradient.reshape(groups, m, c * k)
         if not self.has_bias:
             return rows
         bias = torch.zeros(groups * m, dtype=g.dtype, device=g.device, requires_grad=True)
@@ -100,10 +122,10 @@ class UseSpans:
         constant = torch.autograd.grad(z, bias, g)[0]
         return torch.cat([rows, constant.reshape(groups, m, 1)], dim=2)
 
-    def _adjoints(self, a: Tensor, g: Tensor) -> list[Tensor]:
-        gradient = self._gradient(a, g)
-        views = [gradient.reshape(s) for s in self.slices]
-        return [w.transpose(1, 2).transpose(2, 3).reshape(len(w), w.shape[2], -1) for w in views]
+    def _adjoints(self, gradient: Tensor, view: int) -> Tensor:
+        """Slices per input channel, in one of the views of the weight."""
+        groups, m, c, k = self.slices[view]
+        return gradient.reshape(groups, m, c, k).transpose(1, 2).reshape(groups, c, m * k)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,23 +141,29 @@ def patch_spans(model: LinearModel) -> PatchSpans:
     """Sample the slices of every use until their spans are complete."""
     weights = model.weights()
     calls = [(use, use.call) for use in model.trace.uses if use.call is not None]
-    uses = {use.index: UseSpans(use, call, model) for use, call in calls}
-    inputs = GrowingSpan(
-        1, model.span.num_samples or model.span.features, model.span.rank, model.generator
-    )
+    passes = min(MAX_PASSES, BUDGET // model.product_cost())
+    uses = {use.index: UseSpans(use, call, model, passes) for use, call in calls}
+    width = model.span.num_samples or model.span.features
+    vectors = 2 * passes * max(1, model.residual_samples())
+    inputs = GrowingSpan(1, width, model.span.rank, vectors, model.generator)
+    if all(x.complete for x in uses.values()):
+        return PatchSpans(uses, inputs)
     samples = model.sample(max(1, model.residual_samples()))
     residuals = model.cotangents(model.surrogate.run(samples, weights).outputs)
-    for _ in range(MAX_PASSES):
+    for _ in range(passes):
         if all(x.complete for x in uses.values()):
             break
-        functional, gradients = _tangent_pass(model, weights, samples, residuals)
-        jacobian = _jacobian_pass(model, weights)
+        wanted = {index for index, span in uses.items() if not span.complete}
+        functional, gradients = _tangent_pass(model, weights, samples, residuals, wanted)
+        jacobian = {}
+        if any(not x.complete for i in wanted for x in uses[i].full):
+            jacobian = _jacobian_pass(model, weights, wanted)
         inputs.add(gradients[None])
-        for index, span in uses.items():
-            if index in functional and index in jacobian:
-                span.add(functional[index], jacobian[index])
+        for index in wanted:
+            if index in functional:
+                uses[index].add(functional[index], jacobian.get(index))
             else:
-                span.unused()
+                uses[index].unused()
     return PatchSpans(uses, inputs)
 
 
@@ -144,6 +172,7 @@ def _tangent_pass(
     weights: Weights,
     samples: tuple[Tensor, ...],
     residuals: tuple[Tensor, ...],
+    wanted: set[int],
 ) -> tuple[dict[int, Row], Tensor]:
     """Move all weights in one random direction: rows of the functional Hessian, all layers at once.
 
@@ -154,7 +183,7 @@ def _tangent_pass(
     rows = {}
     with forward_ad.dual_level():
         trace = model.surrogate.run(samples, weights.moved())
-        uses, inputs = _cotangents(trace, residuals)
+        uses, inputs = _cotangents(trace, residuals, wanted)
         for use, cotangent in uses:
             if use.call is not None:
                 a, a_tangent = forward_ad.unpack_dual(use.call.input)
@@ -168,28 +197,28 @@ def _tangent_pass(
     return rows, model.span.restrict(torch.cat(gradients))
 
 
-def _jacobian_pass(model: LinearModel, weights: Weights) -> dict[int, Row]:
+def _jacobian_pass(model: LinearModel, weights: Weights, wanted: set[int]) -> dict[int, Row]:
     """One random input and output cotangent: a row of the Jacobian."""
     trace = model.surrogate.run(model.sample(1), weights)
     return {
         use.index: Row(use.call.input, g)
-        for use, g in _cotangents(trace, model.cotangents(trace.outputs))[0]
+        for use, g in _cotangents(trace, model.cotangents(trace.outputs), wanted)[0]
         if use.call is not None
     }
 
 
 def _cotangents(
-    trace: Trace, cotangents: tuple[Tensor, ...]
+    trace: Trace, cotangents: tuple[Tensor, ...], wanted: set[int]
 ) -> tuple[list[tuple[LayerUse, Tensor]], list[Tensor]]:
-    """Every use with the gradient at its output; and the gradients at the inputs."""
-    at = [*(use.output for use in trace.uses), *trace.inputs]
+    """The wanted uses with the gradients at their outputs; and the gradients at the inputs."""
+    uses = [use for use in trace.uses if use.index in wanted]
+    at = [*(use.output for use in uses), *trace.inputs]
     grads = torch.autograd.grad(trace.outputs, at, cotangents, allow_unused=True)
-    pairs = zip(trace.uses, grads, strict=False)
     inputs = [
         torch.zeros_like(x) if g is None else g
-        for x, g in zip(trace.inputs, grads[len(trace.uses) :], strict=True)
+        for x, g in zip(trace.inputs, grads[len(uses) :], strict=True)
     ]
-    return [(use, g) for use, g in pairs if g is not None], inputs
+    return [(use, g) for use, g in zip(uses, grads, strict=False) if g is not None], inputs
 
 
 def _or_zero(value: Tensor | None, like: Tensor) -> Tensor:

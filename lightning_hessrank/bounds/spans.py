@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_hessrank.bounds.inputs import matrix_rank
+from lightning_hessrank.tolerance import numerical_rank
 
-#: Spans wider than this are not looked into: their width is their bound.
-MAX_WIDTH = 1500
-#: A rank is taken after every pass up to this many entries, and seldom beyond.
-CHEAP = 200_000
+#: Spans that may be wider than this are not looked into: their width is their bound.
+MAX_WIDTH = 1200
+#: A vector of unit size that lies in the span up to this adds nothing to it.
+TOLERANCE = 1e-10
 
 
 class GrowingSpan:
@@ -22,10 +22,11 @@ class GrowingSpan:
     pass that adds nothing proves that the span is complete.
     """
 
-    def __init__(self, groups: int, width: int, cap: int, generator: torch.Generator) -> None:
+    def __init__(
+        self, groups: int, width: int, cap: int, affordable: int, generator: torch.Generator
+    ) -> None:
         self.cap = min(width, cap)
-        self._rows: Tensor | None = None
-        self._seen = 0
+        self._bases: list[Tensor] = []
         self._projection: Tensor | None = None
         if self.cap + 8 < width:
             # A generic projection keeps every dimension up to its width.
@@ -34,7 +35,7 @@ class GrowingSpan:
             )
         self.ranks = [self.cap] * groups
         """Per group; bounds until ``complete``, exact dimensions from then on."""
-        self.complete = self.cap == 0 or self.cap > MAX_WIDTH
+        self.complete = self.cap == 0 or self.cap > MAX_WIDTH or affordable < self.cap
 
     def add(self, vectors: Tensor) -> None:
         """Add the vectors of one pass, shape ``(groups, count, width)``."""
@@ -42,18 +43,31 @@ class GrowingSpan:
             return
         if self._projection is not None:
             vectors = vectors @ self._projection.to(vectors)
-        size = float(vectors.abs().max()) if vectors.numel() else 0.0
-        vectors = vectors / size if size > 0 else vectors
-        old = self._rows
-        self._rows = vectors if old is None else torch.cat([old, vectors], dim=1)
-        count = self._rows.shape[1]
-        if old is None or (self._rows.numel() > CHEAP and count < min(2 * self._seen, self.cap)):
-            return
-        before = [matrix_rank(x) for x in old]
-        after = [matrix_rank(x) for x in self._rows]
-        self._seen = count
-        full = all(r >= self.cap for r in after)
-        if before == after or full:
-            self.ranks = [min(r, self.cap) for r in after]
-            self.complete = True
-            self._rows = None
+        first = not self._bases
+        if first:
+            self._bases = [vectors.new_zeros(0, vectors.shape[2]) for _ in vectors]
+        before = [len(basis) for basis in self._bases]
+        self._bases = [_extended(b, x) for b, x in zip(self._bases, vectors, strict=True)]
+        after = [len(basis) for basis in self._bases]
+        if (before == after and not first) or all(r >= self.cap for r in after):
+            self.close(after)
+
+    def close(self, ranks: list[int]) -> None:
+        """Note the dimensions; nothing more needs to be added."""
+        self.ranks = [min(r, self.cap) for r in ranks]
+        self.complete = True
+        self._bases = []
+
+
+def _extended(basis: Tensor, rows: Tensor) -> Tensor:
+    """Orthonormal rows that span ``basis`` and ``rows``."""
+    size = rows.norm(dim=1, keepdim=True).max() if rows.numel() else rows.new_zeros(())
+    if float(size) == 0 or len(basis) >= rows.shape[1]:
+        return basis
+    rest = rows / size
+    for _ in range(2):  # once is not enough where little is left
+        rest = rest - (rest @ basis.T) @ basis
+    _, values, directions = torch.linalg.svd(rest, full_matrices=False)
+    new = numerical_rank(torch.cat([values.new_ones(1), values]), TOLERANCE).rank - 1
+    directions = directions[:new] - (directions[:new] @ basis.T) @ basis
+    return torch.cat([basis, torch.linalg.qr(directions.T).Q.T])

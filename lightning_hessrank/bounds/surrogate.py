@@ -406,13 +406,15 @@ class _Call:
         is_product = len(self.activations) > 1 and self.name in {"mul", "rmul", "imul"}
         if is_product and len({id(a.token) for a in self.activations}) == 1:
             return self._identity()
+        result = self.func(*self.args, **self.kwargs)
+        if not any(isinstance(x, Tensor) and x.is_floating_point() for x in tree_leaves(result)):
+            return result  # a shape, a comparison, an index
         known = self.name in ops.LINEAR and not self.weights
         if not known and not self._is_affine():
-            return self._run(self._problem("it is not linear in its inputs"))
+            return self.mode.tag_all(result, self._problem("it is not linear in its inputs"))
         if self.weights:
-            return self._opaque()
+            return self._opaque(result)
         _, tag = self._first()
-        result = self.func(*self.args, **self.kwargs)
         if self.name == "to" and isinstance(result, Tensor):
             return self._identity()
         if self.name not in ops.RESHAPES or len(self.activations) > 1:
@@ -426,10 +428,9 @@ class _Call:
             positions = x[0, 0].numel()
         return replace(tag, positions=positions, token=object(), softmax_dim=None)
 
-    def _opaque(self) -> Any:
+    def _opaque(self, result: Any) -> Any:
         """Parameters that enter linearly in the activation, but not as a matrix."""
         names = frozenset().union(*(w.names for w in self.weights))
-        result = self.func(*self.args, **self.kwargs)
         empty: frozenset[str] = frozenset()
         is_bias = self.name in {"add", "radd", "iadd", "sub", "rsub", "isub"}
         weights, biases = (empty, names) if is_bias else (names, empty)

@@ -39,27 +39,25 @@ class Dashboard:
     hparams: bool = False
     """Ranks as metrics of the HParams page (TensorBoard; replaces the user's own list of them)."""
 
-    def setup(self, loggers: Sequence[Any], hparams: Mapping[str, Any]) -> None:
-        """Name the ranks as metrics of the HParams page, if that was asked for.
-
-        TensorBoard keeps the first list that a run has, so this must come before Lightning logs
-        the hyperparameters itself: in ``setup``, with those of module and data module.
-        """
-        if self.hparams:
-            leaves = ("/rank", "/rank_over_bound", "-tolerance/rank_1e-3", "-tolerance/rank_1e-1")
-            for page in _pages(loggers):
-                page.add_hparams(hparams, [f"{self.name}{leaf}" for leaf in leaves])
-
-    def start(self, loggers: Sequence[Any]) -> str:
+    def start(self, loggers: Sequence[Any], hparams: Mapping[str, Any] | None = None) -> str:
         """Write what can be said before anything is measured.
+
+        Args:
+            loggers: ``trainer.loggers``, of any kind.
+            hparams: the run's hyperparameters, for the HParams page. TensorBoard keeps the first
+                list of metrics that a run has, so with ``self.hparams`` call this before Lightning
+                logs them itself: not after ``on_fit_start``.
 
         Returns:
             Command and link that lead to the dashboard, to be printed; empty without TensorBoard.
         """
-        if self.text:
-            for page in _pages(loggers):
+        for page in _pages(loggers):
+            if self.text:
                 page.add_text(f"{self.name}-text/about", guide(self.name), step=0)
-                page.flush()
+            if self.hparams:
+                leaves = ("/rank", "/rank_over_bound", "-tolerance/rank_1e-3")
+                page.add_hparams(hparams or {}, [f"{self.name}{leaf}" for leaf in leaves])
+            page.flush()
         return announcement(loggers, self.name)
 
     def write(

@@ -22,7 +22,7 @@ def image_sink(logger: Any) -> ImageSink | None:
     """
     if callable(getattr(type(logger), "log_image", None)):
         return lambda tag, figure, step: logger.log_image(tag, [_image(figure)], step=step)
-    method = getattr(logger.experiment, "log_figure", None)
+    method = getattr(getattr(logger, "experiment", None), "log_figure", None)
     if not callable(method):
         return None
     parameters = set(inspect.signature(method).parameters)

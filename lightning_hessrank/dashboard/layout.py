@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from lightning_hessrank.dashboard.tags import MACHINE
-from lightning_hessrank.results import validity
+from lightning_hessrank.results import RankBound, validity
 
 #: Charts of one page by title, as ``SummaryWriter.add_custom_scalars`` takes them.
 Charts = dict[str, list[object]]
@@ -22,8 +22,9 @@ class LayoutKey:
     is_theorem: bool = False
     """Of the linear bound, where there is one."""
 
-    def seen(self, tags: Collection[str], is_theorem: bool) -> LayoutKey:
-        """Return the key after a further measurement; a failed one takes no chart away."""
+    def seen(self, tags: Collection[str], bound: RankBound | None) -> LayoutKey:
+        """Return the key after a further measurement; a failed one takes nothing away."""
+        is_theorem = self.is_theorem if bound is None else bound.is_theorem
         return replace(self, tags=self.tags | frozenset(tags), is_theorem=is_theorem)
 
 

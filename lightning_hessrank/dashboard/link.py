@@ -32,8 +32,8 @@ def dashboard_url(name: str, prefix: str = "", run: str = "") -> str:
         for x in _FIGURES
         if run
     ]
-    cards = [*images[:1], *({"plugin": "scalars", "tag": tag + x} for x in _SCALARS), *images[1:]]
-    pinned = quote(json.dumps(cards, separators=(",", ":")), safe="")
+    scalars = [{"plugin": "scalars", "tag": tag + x} for x in _SCALARS]
+    pinned = quote(json.dumps([*images, *scalars], separators=(",", ":")), safe="")
     return f"/?smoothing=0&pinnedCards={pinned}#timeseries"
 
 

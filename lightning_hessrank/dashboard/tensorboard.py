@@ -51,7 +51,7 @@ class TensorBoardPage:
     @classmethod
     def of(cls, logger: Any) -> TensorBoardPage | None:
         """Return the page of a logger that writes event files, else ``None``."""
-        writer = logger.experiment
+        writer = getattr(logger, "experiment", None)
         if not isinstance(writer, SummaryWriter):  # hasattr is true of anything in fast_dev_run
             return None
         prefix = getattr(logger, "_prefix", "")
@@ -64,7 +64,7 @@ class TensorBoardPage:
         """
         layouts = self._written().layouts
         before = layouts.get((name, self.prefix), LayoutKey())
-        key = before.seen(tags, bound is not None and bound.is_theorem)
+        key = before.seen(tags, bound)
         layouts[name, self.prefix] = key
         new = charts(key, name, self.prefix)
         if new == charts(before, name, self.prefix) or self._has_users_layout():
@@ -136,6 +136,8 @@ class TensorBoardPage:
         self.writer.flush()
         last = b""
         for path in sorted(Path(self.writer.get_logdir()).glob("*.tfevents.*")):
+            if not path.stat().st_size:
+                continue  # of a run that died at once; nothing can be mapped of it
             with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
                 start = content.rfind(LAYOUT_TAG.encode())
                 last = content[start:] if start >= 0 else last

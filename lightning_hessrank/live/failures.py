@@ -8,11 +8,18 @@ from contextlib import contextmanager
 from typing import Literal
 
 from lightning_hessrank.live.processes import ProcessFailedError, UnsupportedStrategyError
+from lightning_hessrank.live.step import UnusableStepError
 from lightning_hessrank.live.trainer_view import ManualOptimizationError
-from lightning_hessrank.live.verify import WrongProductError
+from lightning_hessrank.live.verify import NoSecondDerivativeError, WrongProductError
 
 #: Errors that the next measurement would meet again.
-_FINAL = (UnsupportedStrategyError, ManualOptimizationError, WrongProductError)
+_FINAL = (
+    UnsupportedStrategyError,
+    ManualOptimizationError,
+    UnusableStepError,
+    WrongProductError,
+    NoSecondDerivativeError,
+)
 
 
 class HessianRankWarning(UserWarning):
@@ -51,12 +58,18 @@ class Failures:
             self.final = self.final or _is_final(error)
             cause = str(error) or type(error).__name__
             again = "" if not self.final else " (it will not be tried again in this run)"
-            self.warn_once(f"{what}: {cause}{again}")
+            self.warn_once(f"{what}: {cause}{again}", about=cause)
 
-    def warn_once(self, message: str) -> None:
-        """Say something that may recur, the first time only."""
-        if message not in self._said:
-            self._said.add(message)
+    def warn_once(self, message: str, *, about: str | None = None) -> None:
+        """Say something that may recur, the first time only.
+
+        Args:
+            message: what to say.
+            about: what makes two messages the same; ``None``: their text.
+        """
+        about = message if about is None else about
+        if about not in self._said:
+            self._said.add(about)
             self.warn(message)
 
     def summarise(self) -> None:

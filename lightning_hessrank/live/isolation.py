@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import checkpoint
 
 from lightning_hessrank.live.precision import KeepPrecision
+from lightning_hessrank.live.substitutes import TwiceDifferentiable
 
 
 @contextmanager
@@ -96,6 +97,7 @@ def differentiable_twice(dtype: torch.dtype, *, cudnn: bool = True) -> Iterator[
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(_eager())
         stack.enter_context(_without_checkpointing())
+        stack.enter_context(TwiceDifferentiable())
         stack.enter_context(KeepPrecision(dtype))
         try:
             torch.set_default_dtype(dtype)

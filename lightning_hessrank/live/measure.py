@@ -11,7 +11,12 @@ from lightning_hessrank.estimators import choose_method, dense_parts, estimate_r
 from lightning_hessrank.live.isolation import undisturbed
 from lightning_hessrank.live.processes import Processes
 from lightning_hessrank.live.subject import Subject
-from lightning_hessrank.live.verify import SPLIT_TOLERANCE, check_product, unexplained_share
+from lightning_hessrank.live.verify import (
+    SPLIT_TOLERANCE,
+    check_product,
+    missing_derivatives_named,
+    unexplained_share,
+)
 from lightning_hessrank.operators import (
     LossCurvature,
     NonFiniteError,
@@ -74,11 +79,12 @@ def measure(
     Raises:
         NonFiniteError: the loss or a Hessian is not finite, on any process.
         WrongProductError: the products cannot be trusted.
+        NoSecondDerivativeError: there are none.
         UnresolvedError: the method cannot tell the rank at this tolerance.
         ProcessFailedError: another process failed; call this within its ``together()``.
     """
     processes = processes or Processes()
-    with undisturbed():
+    with undisturbed(), missing_derivatives_named():
         curvature = _finite_curvature(subject, processes)
         if verify:
             check_product(subject.loss_function(), seed=seed)

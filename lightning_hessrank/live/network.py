@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from lightning_hessrank.bounds.batch import live_batch_bound
 from lightning_hessrank.bounds.linear import linear_bound
 from lightning_hessrank.bounds.network import LossKind, Network
 from lightning_hessrank.live.batch import list_tensors, map_tensors
@@ -73,6 +75,19 @@ def reference_bound(subject: Subject) -> RankBound:
         raise BoundNotAvailableError(
             f"the step could not be traced without its activations: {error}"
         ) from error
+
+
+def reference_batch_bound(subject: Subject) -> RankBound:
+    """Bound of the network itself on the subject's reference data, at its weights.
+
+    Raises:
+        BoundNotAvailableError: the network is not covered; the message says why.
+    """
+    evaluations = [
+        functools.partial(lambda batch: subject.evaluate(batch).loss, batch)
+        for batch in subject.batches
+    ]
+    return live_batch_bound(evaluations, subject.parameters, sum(subject.sizes))
 
 
 def _floating(batch: Any) -> tuple[Tensor, ...]:

@@ -5,8 +5,9 @@ Knows what a trainer says of itself (step, epoch, processes), but nothing of hoo
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from lightning_hessrank.live.failures import Failures
 from lightning_hessrank.live.log import logger
 from lightning_hessrank.live.measure import Ranks, measure
-from lightning_hessrank.live.network import reference_bound
+from lightning_hessrank.live.network import reference_batch_bound, reference_bound
 from lightning_hessrank.live.processes import Processes
 from lightning_hessrank.live.progress import progress_bar
 from lightning_hessrank.live.reference import ReferenceData, as_batches, collect, deal, share
@@ -41,13 +42,15 @@ class Session:
         self.failures = Failures(settings.on_error)
         self.processes = Processes()
 
-    def join(self, trainer: Any) -> None:
-        """Find out which processes measure together.
+    def join(self, trainer: Any, module: Any) -> None:
+        """Find out which processes measure together, and whether there is a loss to measure.
 
         Raises:
             UnsupportedStrategyError: the module is not whole on every one of them.
+            ManualOptimizationError, UnusableStepError: its step is not a function of a batch.
         """
         self.processes = Processes.of(trainer)
+        module_step(module, self._settings.loss_fn)
         self.series.restore_reference(self.processes)
 
     def collect_reference(self, module: Any, first_batch: Any) -> None:
@@ -55,16 +58,21 @@ class Session:
 
         Args:
             module: whose transfer hooks the user's own data go through.
-            first_batch: of training; ``None`` where it is gone.
+            first_batch: of training; ``None`` where there is none at hand.
 
         Raises:
             ValueError: there are none.
             ProcessFailedError: there are none on some process.
         """
         series, processes, settings = self.series, self.processes, self._settings
-        if series.reference is not None or (settings.data is None and first_batch is None):
+        if series.reference is not None:
             return
         with processes.together():
+            if settings.data is None and first_batch is None:
+                raise ValueError(
+                    "training_step(dataloader_iter) fetches its own batches; pass data=... (a batch "
+                    "or a DataLoader) to the monitor"
+                )
             if settings.data is None:
                 kept = collect([first_batch], share(settings.max_samples, processes))
             else:
@@ -100,6 +108,8 @@ class Session:
         ):
             self._seek_bound(trainer, module, subject)
             ranks = self._measure(trainer, subject)
+            finite = not math.isnan(ranks.total.rank)
+            batch_bound = self._batch_bound(trainer, module, subject) if finite else None
         return Measurement(
             step=trainer.global_step,
             epoch=trainer.current_epoch,
@@ -107,6 +117,7 @@ class Session:
             outer=ranks.parts.get("outer"),
             functional=ranks.parts.get("functional"),
             bound=self._applicable_bound(ranks),
+            batch_bound=batch_bound,
             layers=_layer_ranks(ranks, series.bound),
             loss=ranks.loss,
             seconds=time.perf_counter() - began,
@@ -133,14 +144,14 @@ class Session:
                 )
         except NonFiniteError as error:
             self.failures.warn_once(
-                f"the rank is nan, first at step {trainer.global_step}: {error}"
+                f"the rank is nan, first at step {trainer.global_step}: {error}", about=str(error)
             )
             return Ranks({"total": nan_estimate(subject.num_parameters, method=method, rtol=rtol)})
         if len(ranks.parts) == 1:
             self.failures.warn_once(
-                "the total rank only: no known loss function was seen in the step, so the output of "
-                'the network is unknown; return {"loss": loss, "output": output} from training_step or '
-                "loss_fn, or use a loss of torch.nn.functional"
+                "the total rank only: no known loss function was seen in the step, so the output "
+                'of the network is unknown; return {"loss": loss, "output": output} from '
+                "training_step or loss_fn, or use a loss of torch.nn.functional"
             )
         if ranks.choice:
             logger.info("%s: %s", settings.name, ranks.choice)
@@ -173,21 +184,38 @@ class Session:
         if series.bound_sought:
             return
         series.bound_sought = True
-        assert series.reference is not None
-        if series.reference.everyone is None:
+        series.bound = self._bound_of_all(trainer, module, subject, reference_bound, "a bound")
+
+    def _batch_bound(self, trainer: Any, module: Any, subject: Subject) -> RankBound | None:
+        """Find the bound that holds at these weights on these data."""
+        return self._bound_of_all(
+            trainer, module, subject, reference_batch_bound, "the batch bound"
+        )
+
+    def _bound_of_all(
+        self,
+        trainer: Any,
+        module: Any,
+        subject: Subject,
+        find: Callable[[Subject], RankBound],
+        what: str,
+    ) -> RankBound | None:
+        """Bound the rank on the reference data of all processes; every one finds it for itself."""
+        assert self.series.reference is not None
+        if self.series.reference.everyone is None:
             self.failures.warn_once(
-                "the rank is logged without a bound: the reference data of all processes together "
+                f"the rank is logged without {what}: the reference data of all processes together "
                 "are too large to be gathered; reduce max_samples"
             )
-            return
+            return None
         try:
             if self.processes.count == 1:
-                series.bound = reference_bound(subject)
-            else:
-                with self._subject(trainer, module, everyone=True) as union:
-                    series.bound = reference_bound(union)
+                return find(subject)
+            with self._subject(trainer, module, everyone=True) as union:
+                return find(union)
         except Exception as error:  # whatever the module does to it, the rank can be measured
-            self.failures.warn_once(f"the rank is logged without a bound: {error}")
+            self.failures.warn_once(f"the rank is logged without {what}: {error}")
+            return None
 
     def _applicable_bound(self, ranks: Ranks) -> RankBound | None:
         """Return the bound, marked where the loss has a part that it does not know of."""

@@ -15,6 +15,10 @@ from lightning_hessrank.live.trainer_view import ManualOptimizationError
 LossFn = Callable[..., Any]
 
 
+class UnusableStepError(TypeError):
+    """The step does not take a batch, so that it cannot be evaluated on reference data."""
+
+
 class StepResult(NamedTuple):
     """What a step gave."""
 
@@ -32,7 +36,7 @@ def module_step(module: nn.Module, loss_fn: LossFn | None = None) -> Step:
 
     Raises:
         ManualOptimizationError: the module steps its optimisers itself and there is no ``loss_fn``.
-        TypeError: the ``training_step`` cannot be called with a batch.
+        UnusableStepError: the ``training_step`` cannot be called with a batch.
     """
     if loss_fn is not None:
         return lambda shadow, batch: _record("loss_fn", lambda: loss_fn(shadow, batch))
@@ -44,7 +48,7 @@ def module_step(module: nn.Module, loss_fn: LossFn | None = None) -> Step:
     training_step: Any = module.training_step
     parameters = inspect.signature(training_step).parameters
     if "dataloader_iter" in parameters:
-        raise TypeError(
+        raise UnusableStepError(
             "training_step(dataloader_iter) fetches its own batches, so it cannot be evaluated on "
             "reference data; pass loss_fn=... to the monitor: loss_fn(module, batch) -> scalar loss"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,8 +23,35 @@ AGREEMENT = 1e-4
 SPLIT_TOLERANCE = 1e-9
 
 
+_MISSING = re.compile(r"derivative for '?(?:aten::)?(?P<name>\w+)'? is not implemented")
+
+
 class WrongProductError(ArithmeticError):
     """Hessian-vector products of this loss are not the derivative of its gradient."""
+
+
+class NoSecondDerivativeError(NotImplementedError):
+    """An operation of the step cannot be differentiated twice."""
+
+
+@contextmanager
+def missing_derivatives_named() -> Iterator[None]:
+    """Turn what PyTorch says about a missing second derivative into what to do about it.
+
+    Raises:
+        NoSecondDerivativeError: names the operation.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # NotImplementedError is one too
+        found = _MISSING.search(str(error))
+        if found is None:
+            raise
+        operation = found["name"].strip("_").removesuffix("_backward")
+        raise NoSecondDerivativeError(
+            f"{operation} has no second derivative in PyTorch, so that the Hessian of this step "
+            "cannot be computed; replace it in the module, or pass loss_fn=... that avoids it"
+        ) from error
 
 
 def check_product(function: LossFunction, *, seed: int = 0) -> None:
@@ -120,7 +148,8 @@ def _disagreement(function: LossFunction, error: float) -> str:
     else:
         blame = (
             "no custom autograd function was seen; look for operations that replace a gradient "
-            "(straight-through estimators, hooks on tensors, .detach() in a custom backward)"
+            "(straight-through estimators, hooks on tensors) and for state that the step computes "
+            "from the weights without gradients (spectral norm in training mode)"
         )
     return (
         "a Hessian-vector product disagrees with finite differences of the gradient at every step "

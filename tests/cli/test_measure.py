@@ -207,7 +207,7 @@ def test_data_module_and_shuffled_loader_are_the_same_data_each_time(
         (
             ("train:Net", "--checkpoints", "nowhere", "--data", "train:batch"),
             2,
-            "Error: Invalid value for '--checkpoints': dir 'nowhere' does not exist.",
+            "Error: Invalid value for '--checkpoints': Directory 'nowhere' does not exist.",
         ),
         (
             ("train:Net", "--checkpoints", ".", "--data", "train:batch"),
@@ -242,4 +242,5 @@ def test_errors(
         torch.save({"state_dict": {}}, "full/some.ckpt")
     result = hessrank("measure", *arguments)
     assert result.exit_code == code, result.output
-    assert result.stderr.splitlines()[-1] == message
+    last = result.stderr.splitlines()[-1].replace("dir 'nowhere'", "Directory 'nowhere'")
+    assert last == message  # but for a word that differs between versions of typer

@@ -18,6 +18,7 @@ from PIL import Image
 
 from lightning_hessrank.dashboard import figures
 from lightning_hessrank.dashboard.figures import style
+from lightning_hessrank.estimators.dense import spectrum_estimate
 from lightning_hessrank.results import LayerRank, RankEstimate
 from tests.dashboard import synthetic
 
@@ -225,6 +226,23 @@ def test_bound_figure(layers: int) -> None:
     assert len(figure.axes[0].get_yticklabels()) == layers  # outside TensorBoard all have names
 
 
+def test_bound_without_layers() -> None:
+    assert "this bound has no split by layer" in texts(replace(synthetic.bound(), layers=()).plot())
+
+
+def test_counts_of_zero_and_a_tolerance_of_zero() -> None:
+    nothing = replace(synthetic.sketch(), rank=0, counts={1e-1: 0, 1e-3: 0})
+    zero = nothing.plot(synthetic.bound(9))
+    assert "Rank 0 of 21,888 parameters" in texts(zero)
+    decoded(zero)
+    exact = spectrum_estimate(
+        synthetic.spectrum(50, 20), rtol=0.0, part="total", num_products=50, seconds=0.0
+    )
+    for figure in (exact.plot(), figures.spectrum_figure(exact)):
+        decoded(figure)
+        assert "tolerance 0 · max |λ|" in texts(figure)
+
+
 def test_plot_methods_return_figures() -> None:
     estimate: RankEstimate = synthetic.dense()
     assert isinstance(estimate.plot(), Figure)
@@ -288,3 +306,10 @@ def test_matplotlib_and_the_event_writer_are_imported_only_to_draw_and_write() -
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() in ("[]", "['pytorch_lightning']")  # the package's own start page
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(1.0, "1"), (1e-12, "1e-12"), (1e3, "1e3"), (0.0, "0")]
+)
+def test_power(value: float, text: str) -> None:
+    assert style.power(value) == text

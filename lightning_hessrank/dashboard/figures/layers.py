@@ -27,11 +27,11 @@ def layers_figure(layers: Mapping[str, LayerRank]) -> Figure:
     """Draw the rank of each layer's own block inside its bound (without bounds: its size)."""
     with style.styled():
         bounded = _all_bounded([x.bound for x in layers.values()])
-        limits = [x.bound if bounded else x.num_parameters for x in layers.values()]
-        ranks = [x.rank for x in layers.values()]
-        shares = [
-            r / n if n else math.nan for r, n in zip(ranks, limits, strict=True) if n is not None
+        within = [
+            x.num_parameters if x.bound is None or not bounded else x.bound for x in layers.values()
         ]
+        ranks = [x.rank for x in layers.values()]
+        shares = [r / n if n else math.nan for r, n in zip(ranks, within, strict=True)]
         of = "bound" if bounded else "parameters"
         figure, axes = style.card(
             f"Rank of each layer's own block, of its {of}",
@@ -48,8 +48,8 @@ def layers_figure(layers: Mapping[str, LayerRank]) -> Figure:
         end = max([1.0, *(s for s in shares if math.isfinite(s))])
         axes.set(xlim=(0, 1.02 * end), xlabel=f"rank / {of}")
         if len(layers) <= _NAMED_ROWS:
-            for row, (rank, limit) in enumerate(zip(ranks, limits, strict=True)):
-                text = f" {style.magnitude(rank)} / {style.magnitude(limit or 0)}"
+            for row, (rank, limit) in enumerate(zip(ranks, within, strict=True)):
+                text = f" {style.magnitude(rank)} / {style.magnitude(limit)}"
                 axes.text(1.02 * end, row, text, va="center", fontsize=8)
         _name_rows(axes, list(layers))
         style.key(figure, axes)
@@ -112,6 +112,9 @@ def bound_figure(bound: RankBound) -> Figure:
             height=max(style.SIZE[1], 1.3 + 0.2 * len(rows)),
             left=_NAMES,
         )
+        if not bound.layers:
+            style.message(axes, "this bound has no split by layer")
+            return figure
         size = [max(x.num_parameters, 1) for x in bound.layers]
         share = [max(x.functional, 1) for x in bound.layers]
         axes.hlines(rows, share, size, color=style.FAINT, lw=2.5, zorder=1)

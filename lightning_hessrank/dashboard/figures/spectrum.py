@@ -29,7 +29,7 @@ def sorted_figure(estimate: RankEstimate, bound: RankBound | None = None) -> Fig
     has taken, which are points of the same curve.
     """
     with style.styled():
-        figure, axes = style.card(_title(estimate), how(estimate), left=0.7)
+        figure, axes = style.card(_title(estimate), _how(estimate), left=0.7)
         if math.isnan(estimate.rank):
             style.message(axes, "no rank: the loss or its Hessian was not finite")
             return figure
@@ -43,16 +43,17 @@ def sorted_figure(estimate: RankEstimate, bound: RankBound | None = None) -> Fig
         else:
             bottom = _draw_counts(axes, estimate)
         axes.set(yscale="log", ylim=(bottom, 3.0))
-        style.draw_tolerance(axes, estimate.rtol, along="y")
+        if estimate.rtol > 0:
+            style.draw_tolerance(axes, estimate.rtol, along="y")
         low, high = estimate.interval
         if high > low:
             axes.axvspan(low, high, color=style.RANK, alpha=0.2, lw=0)
-        rank = style.number(estimate.rank)
-        axes.axvline(estimate.rank, color=style.RANK, lw=1.2, zorder=1, label=f"rank {rank}")
+        label = f"rank {style.number(estimate.rank)}"
+        axes.axvline(estimate.rank, color=style.RANK, lw=1.2, zorder=1, label=label)
         if bound is not None:
             label = f"bound {style.number(bound.total)} ({validity(bound.is_theorem)})"
             axes.axvline(bound.total, color=style.BOUND, ls="--", lw=1.4, label=label)
-        _count_axis(axes, limit, wide=limit > 100 * estimate.rank)
+        _count_axis(axes, limit, wide=limit > 100 * estimate.rank > 0)
         axes.set_ylabel("|λ| / max |λ|")
         axes.yaxis.set_major_formatter(lambda y, _: style.power(y))
         axes.minorticks_off()
@@ -70,12 +71,12 @@ def spectrum_figure(estimate: RankEstimate) -> Figure:
     if values is None:
         raise ValueError(f"the {estimate.method} method has no eigenvalues to draw; use 'dense'")
     with style.styled():
-        figure, axes = style.card(_sign_title(estimate, values), how(estimate), left=0.64)
+        figure, axes = style.card(_sign_title(estimate, values), _how(estimate), left=0.64)
         if not bool(values.any()):
             style.message(axes, "all eigenvalues are zero")
             return figure
         _draw_signs(axes, values, estimate.tolerance)
-        axes.axhline(0, color="#4D4D4D", lw=0.8)
+        axes.axhline(0, color=style.TEXT, lw=0.8)
         if estimate.tolerance > 0:
             style.draw_tolerance(axes, estimate.tolerance, along="x")
         axes.set(xlabel="|λ|", ylabel="eigenvalues per bin")
@@ -86,7 +87,7 @@ def spectrum_figure(estimate: RankEstimate) -> Figure:
         return figure
 
 
-def how(estimate: RankEstimate) -> str:
+def _how(estimate: RankEstimate) -> str:
     """Say how the rank was obtained: it means nothing without."""
     text = f"{estimate.method}, tolerance {style.scientific(estimate.rtol)} · max |λ|"
     if estimate.gap is not None and math.isfinite(estimate.gap):
@@ -176,9 +177,9 @@ def _draw_curve(axes: Axes, values: Tensor, rtol: float, limit: float) -> float:
     points = torch.arange(len(size))
     if len(size) > _MAX_POINTS:
         # Where it begins and where it is cut people look closely.
-        even = torch.linspace(0, len(size) - 1, _MAX_POINTS)
-        first = torch.logspace(0, math.log10(len(size)), _MAX_POINTS // 5) - 1
-        cut = torch.tensor([rank - 1.0, rank])
+        even = torch.linspace(0, len(size) - 1, _MAX_POINTS, dtype=torch.float64)
+        first = torch.logspace(0, math.log10(len(size)), _MAX_POINTS // 5, dtype=torch.float64) - 1
+        cut = torch.tensor([rank - 1, rank], dtype=torch.float64)
         points = torch.cat([even, first, cut]).round().long().clamp(0, len(size) - 1).unique()
     count, sizes = (points + 1).numpy(), size[points].clamp_min(bottom).numpy()
     looks = {"marker": "o", "ms": 4, "lw": 1} if len(count) <= 40 else {"lw": 2.2}

@@ -70,7 +70,7 @@ def card(
     *,
     height: float = SIZE[1],
     left: float = 0.56,
-    right: float = 0.12,
+    right: float = 0.18,
     legend: bool = True,
 ) -> tuple[Figure, Axes]:
     """Return a figure with a heading, a line that says what was measured and how, and axes.
@@ -182,7 +182,7 @@ def magnitude(value: float) -> str:
 
 def scientific(value: float) -> str:
     """``2.7e-13`` -> ``"2.7e-13"``, ``1.04e10`` -> ``"1e10"``, ``12`` -> ``"12"``."""
-    if 0.01 <= abs(value) < 1000:
+    if value == 0 or 0.01 <= abs(value) < 1000:
         return f"{value:.2g}"
     mantissa, exponent = f"{value:.1e}".split("e")
     return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
@@ -190,7 +190,8 @@ def scientific(value: float) -> str:
 
 def power(value: float) -> str:
     """``1e-12`` -> ``"1e-12"``, for logarithmic axes: mathematical text is slow."""
-    return f"1e{round(math.log10(value))}" if value > 0 else "0"
+    exponent = round(math.log10(value)) if value > 0 else -math.inf
+    return f"1e{exponent}" if math.isfinite(exponent) and exponent else f"{10.0**exponent:g}"
 
 
 def short_names(names: Sequence[str], length: int = 18) -> list[str]:

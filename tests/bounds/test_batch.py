@@ -1,0 +1,226 @@
+"""The batch bound: a theorem for every activation, loss and layer, against dense Hessians."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, jacrev
+from torch.nn import functional
+
+from lightning_hessrank.bounds import batch_bound
+from lightning_hessrank.results import BoundNotAvailableError
+from tests.bounds.helpers import symmetric_rank
+
+ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU, "linear": nn.Identity}
+
+
+def exact_rank(model: nn.Module, loss_fn: Callable[..., Tensor], x: Tensor, y: Tensor) -> int:
+    """Rank of the dense Hessian of the network as it is."""
+    named = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+    shapes = [p.shape for p in named.values()]
+    theta = torch.cat([p.flatten() for p in named.values()])
+
+    def loss_at(vector: Tensor) -> Tensor:
+        pieces = vector.split([s.numel() for s in shapes])
+        values = [piece.reshape(s) for piece, s in zip(pieces, shapes, strict=True)]
+        return loss_fn(functional_call(model, dict(zip(named, values, strict=True)), (x,)), y)
+
+    return symmetric_rank(jacrev(grad(loss_at))(theta))
+
+
+class Residual(nn.Module):
+    def __init__(self, width: int, activation: type[nn.Module]) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(width, width), nn.Linear(width, width, bias=False)
+        self.activation = activation()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.two(self.activation(self.one(x)))
+
+
+class Tied(nn.Module):
+    """The same weight twice, once transposed, and a functional call in between."""
+
+    def __init__(self, d: int, k: int) -> None:
+        super().__init__()
+        self.encoder, self.head = nn.Linear(d, 4), nn.Linear(d, k)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.encoder(x).tanh()
+        return self.head(functional.linear(z, self.encoder.weight.t()).tanh())
+
+
+class Attention(nn.Module):
+    def __init__(self, d: int, k: int) -> None:
+        super().__init__()
+        self.qkv, self.head = nn.Linear(d, 3 * d), nn.Linear(2 * d, k)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(torch.stack([x, x.roll(1, dims=1)], dim=1)).chunk(3, dim=2)
+        weights = (q @ k.transpose(1, 2)).softmax(2)
+        return self.head((weights @ v).flatten(1))
+
+
+class Nonlinear(nn.Module):
+    """A parameter that enters through a sine, next to ordinary layers."""
+
+    def __init__(self, d: int, k: int) -> None:
+        super().__init__()
+        self.frequency = nn.Parameter(torch.randn(d))
+        self.one, self.two = nn.Linear(d, 5), nn.Linear(5, k)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(self.one(torch.sin(self.frequency) * x).tanh())
+
+
+def network(draw: random.Random, d: int, k: int) -> nn.Module:
+    """A small network on vectors of length ``d``."""
+    act = ACTIVATIONS[draw.choice(list(ACTIVATIONS))]
+    bias = draw.random() < 0.5
+    width = draw.randint(2, 7)
+    kind = draw.choice(["mlp", "residual", "norms", "conv", "conv2", "tied", "attention", "sine"])
+    if kind == "mlp":
+        hidden = draw.randint(2, 7)
+        return nn.Sequential(
+            nn.Linear(d, width, bias=bias), act(), nn.Linear(width, hidden), act(),
+            nn.Linear(hidden, k, bias=bias),
+        )  # fmt: skip
+    if kind == "residual":
+        return nn.Sequential(nn.Linear(d, width), Residual(width, act), nn.Linear(width, k))
+    if kind == "norms":
+        norm = draw.choice([nn.LayerNorm, nn.BatchNorm1d])
+        return nn.Sequential(
+            nn.Linear(d, width, bias=bias), norm(width), act(), nn.Linear(width, k)
+        )
+    if kind == "conv":
+        c = 2 * draw.randint(1, 2)
+        return nn.Sequential(
+            nn.Unflatten(1, (1, d)),
+            nn.Conv1d(1, c, 3, padding=1, bias=bias),
+            act(),
+            nn.Conv1d(c, 4, 2, stride=draw.randint(1, 2), groups=draw.randint(1, 2), bias=bias),
+            nn.AdaptiveMaxPool1d(2),
+            nn.Flatten(),
+            nn.Linear(8, k),
+        )
+    if kind == "conv2":
+        return nn.Sequential(
+            nn.Unflatten(1, (1, 2, d // 2)),
+            nn.ConvTranspose2d(1, 2, 2, stride=2, bias=bias),
+            act(),
+            nn.Conv2d(2, 3, (2, 3), bias=bias),
+            nn.Flatten(),
+            nn.Linear(3 * 3 * (2 * (d // 2) - 2), k, bias=False),
+        )
+    return {"tied": Tied, "attention": Attention, "sine": Nonlinear}[kind](d, k)
+
+
+def coupling_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    """A loss that couples the samples of a batch."""
+    return ((outputs @ outputs.T) - (targets @ targets.T)).square().mean()
+
+
+@pytest.mark.parametrize("seed", range(120))
+def test_it_is_never_below_the_exact_rank(seed: int) -> None:
+    draw = random.Random(seed)
+    d, k, count = 4, draw.randint(2, 4), draw.randint(2, 9)
+    model = network(draw, d, k).train()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            module.track_running_stats = False
+            module.running_mean = module.running_var = None
+    x, loss = torch.randn(count, d), draw.choice(["mse", "cross_entropy", "coupling"])
+    loss_fn = {
+        "mse": functional.mse_loss,
+        "cross_entropy": functional.cross_entropy,
+        "coupling": coupling_loss,
+    }[loss]
+    y = torch.randint(0, k, (count,)) if loss == "cross_entropy" else torch.randn(count, k)
+    bound = batch_bound(model, loss_fn, (x, y))
+    assert bound.is_theorem
+    assert bound.total >= exact_rank(model, loss_fn, x, y)
+    # The same samples in two batches of unequal size have the same bound.
+    if loss == "mse" and not any(isinstance(m, nn.BatchNorm1d) for m in model.modules()):
+        halves = [(x[:1], y[:1]), (x[1:], y[1:])]
+        assert batch_bound(model, loss_fn, halves).total == bound.total
+
+
+@pytest.mark.parametrize(("count", "total"), [(2, 86), (4, 150), (6, 198), (12, 294)])
+def test_it_is_exact_for_a_smooth_network(count: int, total: int) -> None:
+    layers = [nn.Linear(a, b, bias=False) for a, b in ((16, 12), (12, 10), (10, 3))]
+    model = nn.Sequential(layers[0], nn.Tanh(), layers[1], nn.Tanh(), layers[2])
+    x, y = torch.randn(count, 16), torch.randn(count, 3)
+    assert batch_bound(model, functional.mse_loss, (x, y)).total == total
+    if count < 6:
+        assert exact_rank(model, functional.mse_loss, x, y) == total
+
+
+@pytest.mark.parametrize(("count", "total"), [(1, 139), (2, 186), (4, 234)])
+def test_it_is_exact_for_a_smooth_convolutional_network(count: int, total: int) -> None:
+    model = nn.Sequential(
+        nn.Conv2d(1, 5, 3, bias=False),
+        nn.Tanh(),
+        nn.Conv2d(5, 6, 3, stride=2, padding=1, bias=False),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Linear(24, 3, bias=False),
+    )
+    x, y = torch.randn(count, 1, 6, 6), torch.randint(0, 3, (count,))
+    assert batch_bound(model, functional.cross_entropy, (x, y)).total == total
+    if count == 1:
+        assert exact_rank(model, functional.cross_entropy, x, y) == total
+
+
+def test_what_is_counted_in_full_is_said() -> None:
+    bound = batch_bound(
+        Nonlinear(4, 2), functional.mse_loss, (torch.randn(3, 4), torch.randn(3, 2))
+    )
+    assert bound.reason == (
+        "Holds for the network itself, at these weights and on these samples; counted in full, "
+        "since not linear maps of an activation: frequency."
+    )
+
+
+def test_a_weight_penalty_counts_every_parameter_that_it_sees() -> None:
+    model = nn.Linear(6, 2, bias=False)
+
+    def penalised(outputs: Tensor, targets: Tensor) -> Tensor:
+        weights = next(iter(seen))
+        return functional.mse_loss(outputs, targets) + 1e-4 * weights.square().sum()
+
+    seen: list[Tensor] = []
+    hook = nn.Module.register_forward_pre_hook
+    handle = hook(model, lambda module, _: seen.insert(0, module.weight))
+    bound = batch_bound(model, penalised, (torch.randn(1, 6), torch.randn(1, 2)))
+    handle.remove()
+    assert bound.total == bound.num_parameters == 12
+
+
+def test_the_model_is_left_as_it_is() -> None:
+    model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Dropout(), nn.Linear(5, 2)).float()
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    data = (torch.randn(3, 4), torch.zeros(3, 2))
+    rng = torch.get_rng_state()
+    batch_bound(model, functional.mse_loss, data)
+    assert torch.equal(rng, torch.get_rng_state())
+    assert model.training
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+
+
+def test_errors_say_what_is_wrong() -> None:
+    model = nn.Linear(2, 1)
+    with pytest.raises(BoundNotAvailableError) as caught:
+        batch_bound(model, lambda f, y: y.sum(), (torch.ones(1, 2), torch.ones(1, 1)))
+    assert str(caught.value) == (
+        "the loss does not depend on any parameter, so there is no Hessian to bound"
+    )
+    with pytest.raises(ValueError, match=r"^data has no batches; pass \(inputs, targets\) pairs$"):
+        batch_bound(model, functional.mse_loss, [])
+    with pytest.raises(TypeError, match=r"data must be an \(inputs, targets\) pair or an iterable"):
+        batch_bound(model, functional.mse_loss, 3)
+    with pytest.raises(ValueError, match="the network has no trainable parameters, so there is no"):
+        batch_bound(model.requires_grad_(False), functional.mse_loss, [])
