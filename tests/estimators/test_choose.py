@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 
 import pytest
@@ -17,6 +18,8 @@ from lightning_hessrank.estimators import (
 )
 from lightning_hessrank.operators import DenseOperator
 from tests.estimators.planted import planted
+
+module = sys.modules["lightning_hessrank.estimators.choose"]
 
 
 class Slow(DenseOperator):
@@ -41,7 +44,7 @@ def test_small_problems_are_dense() -> None:
 
 
 def test_known_bound_makes_the_sketch_cheaper_where_products_cost(monkeypatch) -> None:
-    monkeypatch.setattr(choose, "DENSE_PATIENCE", 0.1)
+    monkeypatch.setattr(module, "DENSE_PATIENCE", 0.1)
     operator = Slow(planted(torch.ones(20), 600).matrix, 5e-3)
     assert choose_method(operator).method == "dense"
     choice = choose_method(operator, max_rank=20)
@@ -78,7 +81,7 @@ def test_dense_is_preferred_while_it_takes_seconds() -> None:
 
 
 def test_auto_runs_its_choice_and_passes_the_bound_on(monkeypatch) -> None:
-    monkeypatch.setattr(choose, "DENSE_PATIENCE", 0.1)
+    monkeypatch.setattr(module, "DENSE_PATIENCE", 0.1)
     operator = Slow(planted(torch.ones(20), 600).matrix, 1e-3)
     estimate = estimate_rank(operator, max_rank=30)
     assert (estimate.method, estimate.rank) == ("sketch", 20)
