@@ -207,10 +207,12 @@ class TopSearch:
         """Count beyond ``rtol * max|λ|`` what has converged, and estimate the rest."""
         pairs, cut = self._pairs, rtol * self.largest
         beyond, unsure = self._sides(cut)
-        exact = int((self._locked_values.abs() > cut).sum()) + int((beyond & ~unsure).sum())
+        # A tight cluster looks converged, but a Ritz value there may stand for many eigenvalues.
+        estimated = beyond if self._saturated(cut) else beyond & unsure
+        exact = int((self._locked_values.abs() > cut).sum()) + int((beyond & ~estimated).sum())
         if self._missing:
             return Count(exact + self._missing, self._missing, self._missing)
-        if not bool(unsure.any()):
+        if not bool((estimated | unsure).any()):
             return Count(float(exact), 0.0, 0.0)
         # A unit Ritz vector has spectral mean θ and variance residual²; by Cantelli's inequality
         # at most r² / (r² + d²) of it lies across a cut at distance d.
@@ -218,7 +220,7 @@ class TopSearch:
         across = squares / (squares + (pairs.values.abs() - cut) ** 2)
         mass = pairs.weights.mean(dim=0) * across
         ambiguity = max(float(mass[beyond & unsure].sum()), float(mass[~beyond & unsure].sum()))
-        per_probe = pairs.weights[:, beyond & unsure].sum(dim=1)
+        per_probe = pairs.weights[:, estimated].sum(dim=1)
         error = float(per_probe.std()) / math.sqrt(len(per_probe)) if len(per_probe) > 1 else 0.0
         return Count(exact + float(per_probe.mean()), math.hypot(error, ambiguity), ambiguity)
 

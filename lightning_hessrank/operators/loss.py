@@ -117,6 +117,8 @@ class LossCurvature:
             if self._retained is not None:
                 self._retained.append(graph)
         self.block_size = self._block_size()
+        if self.block_size == 1:
+            self.batching.disable("the intermediate results of a single vector fill a block")
 
     @property
     def retains_graphs(self) -> bool:
