@@ -115,7 +115,7 @@ def draw(monitors: Sequence[HessianRankMonitor]) -> Figure:
         for rtol, style in ((1e-2, "-"), (1e-4, "--")):
             counts = [record["counts"][rtol] for record in monitor.history]
             axes.plot(steps, counts, style, color=color, label=f"{name}, {rtol:.0e}")
-    axes.set(xlabel="step", ylabel="eigenvalues beyond tolerance", ylim=(0, 400))
+    axes.set(xlabel="step", ylabel="eigenvalues beyond tolerance", ylim=(0, 800))
     axes.legend(fontsize=8, loc="upper right", ncols=2)
     return figure
 

@@ -69,9 +69,9 @@ class ResNet(pl.LightningModule):
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--epochs", type=int, default=25)
     parser.add_argument("--width", type=int, default=4)
-    parser.add_argument("--samples", type=int, default=16)
+    parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--max-overhead", type=float, default=0.5)
     parser.add_argument("--logdir", default="runs")
     parser.add_argument("--figure", type=Path, help="write the picture here")

@@ -18,6 +18,7 @@ from lightning_hessrank.cli.parameters import (
     find_loss,
     parse_shape,
 )
+from lightning_hessrank.dashboard.text import bound_table
 from lightning_hessrank.results import BoundNotAvailableError, RankBound
 
 
@@ -89,6 +90,11 @@ def bound(
         )
     except BoundNotAvailableError as error:
         fail(f"there is no bound for this network: {error}")
+    except NotImplementedError:
+        fail(
+            f"{type(module).__name__} has no forward(); name the network inside it, as "
+            f"'{model.text}().net'"
+        )
     except (RuntimeError, TypeError, ValueError) as error:
         given = ", ".join(map(str, shapes))
         fail(f"{type(module).__name__} with an input of shape {given}: {error}")
@@ -99,21 +105,4 @@ def render(found: RankBound, output: Format) -> str:
     """Lay out a bound as text, JSON or Markdown."""
     if output is Format.json:
         return json.dumps(found.to_dict(), indent=2)
-    if output is Format.text:
-        return str(found)
-    per_layer = "block of H" if found.functional is None else "functional"
-    validity = "theorem" if found.is_theorem else "reference line"
-    rows = [f"| {x.name} | {x.num_parameters:,} | {x.functional:,} |" for x in found.layers]
-    sums = {"rank": found.total, "outer-product": found.outer, "functional": found.functional}
-    totals = [f"| **{name}** | | **{n:,}** |" for name, n in sums.items() if n is not None]
-    return "\n".join(
-        [
-            f"| layer | parameters | {per_layer} |",
-            "|---|---:|---:|",
-            *rows,
-            f"| **all** | **{found.num_parameters:,}** | |",
-            *totals,
-            "",
-            f"{validity.capitalize()} ({found.kind}): {found.reason}",
-        ]
-    )
+    return str(found) if output is Format.text else bound_table(found)

@@ -94,6 +94,9 @@ def measure(
             help="loss_fn(module, batch) -> scalar, named like MODEL. Default: training_step.",
         ),
     ] = None,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Also the rank of each layer's diagonal block.")
+    ] = False,
     mode: Annotated[Mode, typer.Option(help="Mode of dropout and batch norm.")] = Mode.eval,
     seed: Annotated[int, typer.Option(help="Of random probes and of shuffled data.")] = 0,
 ) -> None:
@@ -127,6 +130,7 @@ def measure(
         "rtol": rtol,
         "max_samples": max_samples,
         "module_mode": mode.value,
+        "layers": layers,
         "seed": seed,
     }
     names = {"data": data.text, "loss_fn": None if loss_fn is None else loss_fn.text}

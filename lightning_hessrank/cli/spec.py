@@ -8,11 +8,11 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -33,6 +33,8 @@ class Spec:
     args: tuple[Any, ...] | None = None
     """``None``: the text has no parentheses."""
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    attributes: tuple[str, ...] = ()
+    """What is taken of the result: ``("net",)`` in ``module:Classifier().net``."""
 
     @classmethod
     def parse(cls, text: str, *, default_module: str | None = None) -> Spec:
@@ -48,9 +50,10 @@ class Spec:
         location, colon, expression = _split(text)
         if not colon and default_module is None:
             raise SpecError(f"{text!r} does not name a Python object; write {FORM}")
-        name, args, kwargs = _parse_call(expression if colon else text, text)
+        call = _parse_call(expression if colon else text, text)
         module = _import(location if colon else str(default_module), text)
-        return cls(text, _attribute(module, name, text), args, kwargs)
+        target = _attribute(module, call.name.split("."), text)
+        return cls(text, target, call.args, call.kwargs, call.attributes)
 
     def build(self, **defaults: Any) -> Any:
         """Call the object with the arguments in the text, or return it where it is no factory.
@@ -77,7 +80,7 @@ class Spec:
             ) from error
         except ValueError:  # a builtin without a signature: let the call tell
             pass
-        return self.target(*args, **taken)
+        return _attribute(self.target(*args, **taken), self.attributes, self.text)
 
     def build_module(self, **defaults: Any) -> nn.Module:
         """Build, and insist on a ``torch.nn.Module``.
@@ -98,13 +101,25 @@ def _split(text: str) -> tuple[str, str, str]:
     return location, colon, name + parenthesis + tail
 
 
-def _parse_call(expression: str, text: str) -> tuple[str, tuple[Any, ...] | None, dict[str, Any]]:
+class _Call(NamedTuple):
+    name: str
+    args: tuple[Any, ...] | None
+    kwargs: dict[str, Any]
+    attributes: tuple[str, ...]
+
+
+def _parse_call(expression: str, text: str) -> _Call:
     try:
         node = ast.parse(expression.strip(), mode="eval").body
     except SyntaxError as error:
         raise SpecError(f"{text!r} is not valid: {error.msg}; write {FORM}") from error
+    whole = node
+    attributes: list[str] = []
+    while isinstance(node, ast.Attribute):
+        attributes.insert(0, node.attr)
+        node = node.value
     if not isinstance(node, ast.Call):
-        return ast.unparse(node), None, {}
+        return _Call(ast.unparse(whole), None, {}, ())
     try:
         args = tuple(ast.literal_eval(x) for x in node.args)
         kwargs = {str(k.arg): ast.literal_eval(k.value) for k in node.keywords}
@@ -112,7 +127,7 @@ def _parse_call(expression: str, text: str) -> tuple[str, tuple[Any, ...] | None
         raise SpecError(
             f"the arguments in {text!r} must be literals: numbers, strings in quotes, lists, True …"
         ) from error
-    return ast.unparse(node.func), args, kwargs
+    return _Call(ast.unparse(node.func), args, kwargs, tuple(attributes))
 
 
 def _import(location: str, text: str) -> ModuleType:
@@ -159,14 +174,14 @@ def _import_file(path: Path, text: str) -> ModuleType:
     return module
 
 
-def _attribute(module: ModuleType, name: str, text: str) -> Any:
-    found: Any = module
-    for part in name.split("."):
-        if not hasattr(found, part):
-            close = difflib.get_close_matches(part, dir(found), n=3)
+def _attribute(found: Any, names: Sequence[str], text: str) -> Any:
+    for name in names:
+        if not hasattr(found, name):
+            where = getattr(found, "__name__", type(found).__name__)
+            close = difflib.get_close_matches(name, dir(found), n=3)
             hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
-            raise SpecError(f"{module.__name__!r} has no {part!r} for {text!r}{hint}")
-        found = getattr(found, part)
+            raise SpecError(f"{where!r} has no {name!r} for {text!r}{hint}")
+        found = getattr(found, name)
     return found
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 import shutil
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import torch
 import typer
 from torch import Tensor, nn
 
+from lightning_hessrank.bounds.toeplitz import toeplitz_figure, toeplitz_matrix, weight_pattern
 from lightning_hessrank.cli.parameters import build_module, fail, parse_shape
 from lightning_hessrank.cli.spec import Spec, SpecError
 
@@ -62,37 +61,28 @@ def toeplitz(
 
     hessrank toeplitz torchvision.models:resnet18 --name layer1.0.conv1 --input 8,8 --save t.png
     """
-    from lightning_hessrank.bounds import toeplitz_matrix
-
     sizes = parse_shape(size)
     module = _layer(layer, name)
-    weights = numbered(module)
     try:
-        shown = toeplitz_matrix(module if values else weights, sizes)
-        pattern = toeplitz_matrix(weights, sizes)
+        matrix = toeplitz_matrix(module, sizes)
+        pattern = weight_pattern(module, sizes)
     except (TypeError, ValueError, RuntimeError) as error:
         fail(f"{type(module).__name__} with an input of size {sizes}: {error}")
-    rows, columns = shown.shape
+    rows, columns = matrix.shape
     zeros = float((pattern == 0).double().mean())
-    typer.echo(f"{module}\n{rows} × {columns}, {zeros:.0%} zeros, ", nl=False)
-    typer.echo(f"{_weight(module).numel()} distinct weights\n")
-    text = format_matrix(shown, values)
-    if max(map(len, text)) <= shutil.get_terminal_size().columns:
-        typer.echo("\n".join(text))
+    weights = int(pattern.unique().count_nonzero())
+    typer.echo(f"{module}\n{rows} × {columns}, {zeros:.0%} zeros, {weights} distinct weights\n")
+    lines = format_matrix(matrix if values else pattern, values)
+    if max(map(len, lines)) <= shutil.get_terminal_size().columns:
+        typer.echo("\n".join(lines))
     elif save is None:
         fail(f"{columns} columns are too wide for this terminal; pass --save toeplitz.png")
     if save is not None:
-        draw(pattern if not values else shown, save, str(module))
+        try:
+            toeplitz_figure(module, sizes).savefig(save)
+        except (OSError, ValueError) as error:
+            fail(f"cannot write {save}: {error}")
         typer.echo(f"\nwritten to {save}")
-
-
-def numbered(layer: nn.Module) -> nn.Module:
-    """Return a layer of the same geometry whose weights are 1, 2, 3 …, in float64."""
-    copied = copy.deepcopy(layer).double()
-    weight: Any = _weight(copied)
-    with torch.no_grad():
-        weight.copy_(torch.arange(1.0, weight.numel() + 1).reshape(weight.shape))
-    return copied
 
 
 def format_matrix(matrix: Tensor, values: bool) -> list[str]:
@@ -100,22 +90,6 @@ def format_matrix(matrix: Tensor, values: bool) -> list[str]:
     cells = [[_cell(x, values) for x in row] for row in matrix.tolist()]
     width = max(len(cell) for row in cells for cell in row)
     return [" ".join(f"{cell:>{width}}" for cell in row) for row in cells]
-
-
-def draw(matrix: Tensor, path: Path, title: str) -> None:
-    """Draw a matrix into a file: one colour for each value, zeros blank."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 6 * min(max(len(matrix) / matrix.shape[1], 0.3), 2) + 0.5), dpi=160)
-    axes = figure.subplots()
-    blank = torch.where(matrix == 0, torch.nan, matrix).detach().numpy()
-    axes.imshow(blank, cmap="viridis", interpolation="nearest")
-    axes.set(xlabel="input", ylabel="output", title=title)
-    figure.tight_layout()
-    try:
-        figure.savefig(path)
-    except (OSError, ValueError) as error:
-        fail(f"cannot write {path}: {error}")
 
 
 def _cell(value: float, values: bool) -> str:
@@ -141,13 +115,3 @@ def _layer(text: str, name: str | None) -> nn.Module:
             f"{text!r} has no layer {name!r}; it has {known}", param_hint="'--name'"
         )
     return layers[name]
-
-
-def _weight(layer: nn.Module) -> Tensor:
-    weight = getattr(layer, "weight", None)
-    if not isinstance(weight, Tensor):
-        fail(
-            f"{type(layer).__name__} has no weight, so no matrix; it takes a Linear or Conv layer "
-            "(of a network, name one with --name)"
-        )
-    return weight

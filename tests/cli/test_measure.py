@@ -182,6 +182,10 @@ def test_options_have_their_effect(run: list[dict[str, Any]], hessrank: Any) -> 
     )
     assert shifted[0]["loss"] != plain[0]["loss"]
     assert two[0]["rank_outer"] == 6 < plain[0]["rank_outer"]
+    hessrank(*COMMAND, "--layers", "--mode", "train", "--output", "layers")
+    state = torch.load("layers/monitor.pt", weights_only=True)
+    assert len(state["monitor"]["history"][0]["layers"]) == 2
+    assert state["settings"]["module_mode"] == state["monitor"]["meaning"]["module_mode"] == "train"
 
 
 def _measured(hessrank: Any) -> str:

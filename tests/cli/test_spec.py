@@ -25,6 +25,14 @@ def test_file_in_the_current_folder(here: Path) -> None:
     assert Spec.parse("train.py:NUMBER").build() == 3
 
 
+def test_part_of_what_is_built(here: Path) -> None:
+    assert isinstance(Spec.parse("train.py:Net().net").build(), nn.Sequential)
+    assert Spec.parse("train.py:Net(width=7).net").build()[0].out_features == 7
+    with pytest.raises(SpecError) as caught:
+        Spec.parse("train.py:Net().nets").build()
+    assert str(caught.value).startswith("'Net' has no 'nets' for 'train.py:Net().nets'; did you ")
+
+
 def test_defaults_fill_in_what_is_taken_and_not_given(here: Path) -> None:
     spec = Spec.parse("train.py:Net(width=7)")
     module = spec.build(width=5, lr=0.3, unknown=1)
