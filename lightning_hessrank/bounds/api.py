@@ -197,9 +197,11 @@ def _inputs_of(data: Any, example: Any, like: tuple[Tensor, ...]) -> tuple[Tenso
 
 
 def _batches(data: Any, example: Any) -> Iterable[Any]:
-    if isinstance(data, (Tensor, Mapping)):
-        return [data]
-    if isinstance(data, (tuple, list)) and isinstance(data[0] if data else None, Tensor):
+    """The batches of ``data``: itself, if it has the form of one."""
+    single = isinstance(data, (Tensor, Mapping)) or (
+        isinstance(data, tuple) and len(data) > 0 and isinstance(data[0], Tensor)
+    )
+    if single:
         return [data]
     if not isinstance(data, Iterable):
         raise TypeError(

@@ -17,8 +17,10 @@ from lightning_hessrank.bounds.surrogate import LayerUse, Trace, Weights
 
 #: More passes than this are not made; spans that still grow then count with their caps.
 MAX_PASSES = 64
+#: Spans with the slices of the Jacobian in them are not looked into beyond this width.
+MAX_FULL_WIDTH = 400
 #: Multiply-adds that all passes may take: half a minute on two cores.
-BUDGET = 150_000_000_000
+BUDGET = 100_000_000_000
 
 
 class Row(NamedTuple):
@@ -46,14 +48,14 @@ class UseSpans:
         width = c * k + self.has_bias
         places = samples * max(1, use.output.numel() // (n * groups * m))
         self.later = span(width, places, m)
-        self.later_full = span(width, width, 2 * m)
+        self.later_full = span(width, width, _full(width, 2 * m))
         self.earlier = []
         self.earlier_full = []
         for s in self.slices:
             width = s.rows * s.taps
             places = samples * max(1, call.input.numel() // (n * groups * s.columns))
             self.earlier.append(span(width, places, s.columns))
-            self.earlier_full.append(span(width, width, 2 * s.columns))
+            self.earlier_full.append(span(width, width, _full(width, 2 * s.columns)))
 
     @property
     def spans(self) -> list[GrowingSpan]:
@@ -72,6 +74,12 @@ class UseSpans:
 
     def add(self, rows: Row, jacobian: Row | None) -> None:
         """Add the slices of one row of each kind: of the functional Hessian, of the Jacobian."""
+        groups = self.call.slices.groups
+        if rows.g_tangent is None:  # nothing later to see it
+            self.later.close([0] * groups)
+        if rows.a_tangent is None:  # nothing earlier
+            for span in self.earlier:
+                span.close([0] * groups)
         want_later = not (self.later.complete and self.later_full.complete)
         want_earlier = not all(x.complete for x in (*self.earlier, *self.earlier_full))
         full = None
@@ -126,6 +134,11 @@ class UseSpans:
         """Slices per input channel, in one of the views of the weight."""
         groups, m, c, k = self.slices[view]
         return gradient.reshape(groups, m, c, k).transpose(1, 2).reshape(groups, c, m * k)
+
+
+def _full(width: int, vectors: int) -> int:
+    """Vectors a pass for the spans that only the total needs: none where they are wide."""
+    return vectors if width <= MAX_FULL_WIDTH else 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,7 +224,7 @@ def _cotangents(
     trace: Trace, cotangents: tuple[Tensor, ...], wanted: set[int]
 ) -> tuple[list[tuple[LayerUse, Tensor]], list[Tensor]]:
     """The wanted uses with the gradients at their outputs; and the gradients at the inputs."""
-    uses = [use for use in trace.uses if use.index in wanted]
+    uses = [use for use in trace.uses if use.index in wanted and use.output.requires_grad]
     at = [*(use.output for use in uses), *trace.inputs]
     grads = torch.autograd.grad(trace.outputs, at, cotangents, allow_unused=True)
     inputs = [

@@ -8,7 +8,7 @@ from torch import Tensor
 from lightning_hessrank.tolerance import numerical_rank
 
 #: Spans that may be wider than this are not looked into: their width is their bound.
-MAX_WIDTH = 1200
+MAX_WIDTH = 800
 #: A vector of unit size that lies in the span up to this adds nothing to it.
 TOLERANCE = 1e-10
 
@@ -27,6 +27,7 @@ class GrowingSpan:
     ) -> None:
         self.cap = min(width, cap)
         self._bases: list[Tensor] = []
+        self._generator = generator
         self._projection: Tensor | None = None
         if self.cap + 8 < width:
             # A generic projection keeps every dimension up to its width.
@@ -47,7 +48,9 @@ class GrowingSpan:
         if first:
             self._bases = [vectors.new_zeros(0, vectors.shape[2]) for _ in vectors]
         before = [len(basis) for basis in self._bases]
-        self._bases = [_extended(b, x) for b, x in zip(self._bases, vectors, strict=True)]
+        self._bases = [
+            _extended(b, x, self._generator) for b, x in zip(self._bases, vectors, strict=True)
+        ]
         after = [len(basis) for basis in self._bases]
         if (before == after and not first) or all(r >= self.cap for r in after):
             self.close(after)
@@ -59,15 +62,26 @@ class GrowingSpan:
         self._bases = []
 
 
-def _extended(basis: Tensor, rows: Tensor) -> Tensor:
-    """Orthonormal rows that span ``basis`` and ``rows``."""
-    size = rows.norm(dim=1, keepdim=True).max() if rows.numel() else rows.new_zeros(())
-    if float(size) == 0 or len(basis) >= rows.shape[1]:
-        return basis
-    rest = rows / size
-    for _ in range(2):  # once is not enough where little is left
-        rest = rest - (rest @ basis.T) @ basis
-    _, values, directions = torch.linalg.svd(rest, full_matrices=False)
-    new = numerical_rank(torch.cat([values.new_ones(1), values]), TOLERANCE).rank - 1
-    directions = directions[:new] - (directions[:new] @ basis.T) @ basis
-    return torch.cat([basis, torch.linalg.qr(directions.T).Q.T])
+def _extended(basis: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
+    """Orthonormal rows that span ``basis`` and ``rows``.
+
+    New directions come from random mixtures of the rows, of ``count`` at a time: fewer new ones
+    than that, and there are no more.
+    """
+    size = float(rows.norm(dim=1).max()) if rows.numel() else 0.0
+    count = 32
+    while size > 0 and len(basis) < rows.shape[1]:
+        rest = rows / size
+        if count < len(rows):
+            mixture = torch.randn(count, len(rows), generator=generator, dtype=torch.float64)
+            rest = mixture.to(rows) @ rest / len(rows) ** 0.5
+        for _ in range(2):  # once is not enough where little is left
+            rest = rest - (rest @ basis.T) @ basis
+        _, values, directions = torch.linalg.svd(rest, full_matrices=False)
+        new = numerical_rank(torch.cat([values.new_ones(1), values]), TOLERANCE).rank - 1
+        found = directions[:new] - (directions[:new] @ basis.T) @ basis
+        basis = torch.cat([basis, torch.linalg.qr(found.T).Q.T])
+        if count >= len(rows) or new < count:
+            break
+        count *= 2
+    return basis

@@ -409,6 +409,8 @@ class _Call:
         result = self.func(*self.args, **self.kwargs)
         if not any(isinstance(x, Tensor) and x.is_floating_point() for x in tree_leaves(result)):
             return result  # a shape, a comparison, an index
+        if not any(x.requires_grad for x in tree_leaves(result) if isinstance(x, Tensor)):
+            return result  # a constant of the same shape
         known = self.name in ops.LINEAR and not self.weights
         if not known and not self._is_affine():
             return self.mode.tag_all(result, self._problem("it is not linear in its inputs"))

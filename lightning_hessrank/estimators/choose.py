@@ -9,7 +9,7 @@ from typing import Literal, TypedDict
 
 import torch
 
-from lightning_hessrank.estimators.dense import dense_rank
+from lightning_hessrank.estimators.dense import dense_bytes, dense_rank
 from lightning_hessrank.estimators.lanczos import lanczos_rank
 from lightning_hessrank.estimators.sketch import CORE_RTOL, sketch_rank
 from lightning_hessrank.operators import Progress, SymmetricOperator
@@ -64,7 +64,7 @@ def choose_method(
     cubic = seconds_per_cube(operator)
     p, itemsize = operator.dim, operator.dtype.itemsize
     exact = [
-        MethodChoice("dense", "", p * product / 2 + cubic * p**3, 24 * p * p),
+        MethodChoice("dense", "", p * product / 2 + cubic * p**3, dense_bytes(p)),
     ]
     if max_rank is not None and 2 * max_rank < p and (rtol is None or rtol <= CORE_RTOL):
         k = max_rank + 8

@@ -24,7 +24,7 @@ def dense_rank(
 ) -> RankEstimate:
     """Rank from every eigenvalue of the operator's matrix.
 
-    Costs at most ``dim`` products, some ``24 dim²`` bytes, and ``O(dim³)`` for the eigenvalues.
+    Costs at most ``dim`` products, some ``32 dim²`` bytes, and ``O(dim³)`` for the eigenvalues.
 
     Args:
         operator: the symmetric matrix.
@@ -47,7 +47,7 @@ def dense_rank(
         pad_with_zeros(symmetric_eigenvalues(matrix), operator.dim),
         rtol=machine_rtol(operator.dim, operator.dtype) if rtol is None else rtol,
         part=part,
-        num_products=operator.dim,
+        num_products=len(matrix),
         seconds=time.perf_counter() - start,
     )
 
@@ -79,7 +79,7 @@ def dense_parts(
         operator = curvature.operator()
         estimate = dense_rank(operator, rtol=rtol, memory_limit=memory_limit, progress=progress)
         return {"total": estimate}
-    check_memory(curvature.operator(), memory_limit, copies=4)
+    check_memory(curvature.operator(), memory_limit)
     clock, estimates = _Clock(), {}
 
     def measure(part: Part, matrix: Tensor) -> RankEstimate:
@@ -88,7 +88,7 @@ def dense_parts(
             eigenvalues,
             rtol=machine_rtol(len(eigenvalues), curvature.dtype) if rtol is None else rtol,
             part=part,
-            num_products=len(eigenvalues),
+            num_products=len(matrix),
             seconds=clock.lap(),
         )
 
@@ -137,16 +137,19 @@ class _Clock:
         return self._last - last
 
 
-def check_memory(
-    operator: SymmetricOperator, memory_limit: int | None = None, copies: int = 3
-) -> None:
-    """Raise unless some dense copies of the operator's matrix fit into memory.
+def dense_bytes(dim: int) -> int:
+    """Bytes that the matrix, what is made of it, and the eigenvalue solver take."""
+    return 4 * 8 * dim * dim
+
+
+def check_memory(operator: SymmetricOperator, memory_limit: int | None = None) -> None:
+    """Raise unless the dense method fits into memory.
 
     Raises:
-        MemoryError: they do not.
+        MemoryError: it does not.
     """
     limit = default_memory_limit(operator.device) if memory_limit is None else memory_limit
-    needed = copies * 8 * operator.dim**2
+    needed = dense_bytes(operator.dim)
     if needed > limit:
         raise MemoryError(
             f"the dense {operator.name} of {operator.dim:,} parameters needs about "

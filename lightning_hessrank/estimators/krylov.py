@@ -99,7 +99,7 @@ class BlockKrylov:
         values, coordinates = torch.linalg.eigh((t + t.T) / 2)
         tail = coordinates[self.size - self._coupling.shape[1] :]
         residuals = torch.linalg.vector_norm(self._coupling.to(tail) @ tail, dim=0)
-        floor = self.scale * self.size * torch.finfo(self._basis.dtype).eps
+        floor = self.scale * (10 + self.size**0.5) * torch.finfo(self._basis.dtype).eps
         start = self._start.to(coordinates)
         weights = (start.T @ coordinates[: start.shape[0]]) ** 2
         return Ritz(values, coordinates, residuals.clamp_min(floor), weights)

@@ -164,6 +164,8 @@ class TopSearch:
         self._locked: Tensor | None = None
         self._locked_values = torch.zeros(0, dtype=torch.float64, device=operator.device)
         self._ritz: Ritz | None = None
+        self._missing = 0.0
+        """Estimated number of copies of eigenvalues that there is no room for."""
         self.num_products = 0
 
     @property
@@ -191,6 +193,10 @@ class TopSearch:
             if not exact or not self._saturated(cut):
                 return exact
             found = pairs.values.abs() > cut
+            if len(self._locked_values) + int(found.sum()) > self._max_size:
+                surplus = pairs.weights[:, found].sum() / self._block - found.sum()
+                self._missing = max(float(surplus), float(self._block))
+                return False
             vectors = space.vectors(pairs.coordinates[:, found])
             self._locked = (
                 vectors if self._locked is None else torch.cat([self._locked, vectors], 1)
@@ -201,8 +207,12 @@ class TopSearch:
         """Count beyond ``rtol * max|λ|`` what has converged, and estimate the rest."""
         pairs, cut = self._pairs, rtol * self.largest
         beyond, unsure = self._sides(cut)
-        exact = int((self._locked_values.abs() > cut).sum()) + int((beyond & ~unsure).sum())
-        if not bool(unsure.any()):
+        # A tight cluster looks converged, but a Ritz value there may stand for many eigenvalues.
+        estimated = beyond if self._saturated(cut) else beyond & unsure
+        exact = int((self._locked_values.abs() > cut).sum()) + int((beyond & ~estimated).sum())
+        if self._missing:
+            return Count(exact + self._missing, self._missing, self._missing)
+        if not bool((estimated | unsure).any()):
             return Count(float(exact), 0.0, 0.0)
         # A unit Ritz vector has spectral mean θ and variance residual²; by Cantelli's inequality
         # at most r² / (r² + d²) of it lies across a cut at distance d.
@@ -210,7 +220,7 @@ class TopSearch:
         across = squares / (squares + (pairs.values.abs() - cut) ** 2)
         mass = pairs.weights.mean(dim=0) * across
         ambiguity = max(float(mass[beyond & unsure].sum()), float(mass[~beyond & unsure].sum()))
-        per_probe = pairs.weights[:, beyond & unsure].sum(dim=1)
+        per_probe = pairs.weights[:, estimated].sum(dim=1)
         error = float(per_probe.std()) / math.sqrt(len(per_probe)) if len(per_probe) > 1 else 0.0
         return Count(exact + float(per_probe.mean()), math.hypot(error, ambiguity), ambiguity)
 

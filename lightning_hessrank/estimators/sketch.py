@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -32,8 +33,9 @@ from lightning_hessrank.tolerance import (
 #: Columns beyond the expected rank: a core with this many zero eigenvalues is not full by accident.
 OVERSAMPLING = 8
 FIRST_SIZE = 64
-#: Rows of the core that are formed at a time.
-ROWS = 512
+#: Columns of ``HΩ`` kept until they are multiplied with ``Ωᵀ``: wide products are fast, and
+#: where ``Ω`` is drawn again it is so once for each.
+SLAB = 512
 #: Smallest gap of the core's spectrum at the cut that makes its count believable.
 MIN_GAP = 1e3
 #: The core distorts eigenvalues by orders of magnitude; cuts above this are not looked for there.
@@ -53,6 +55,7 @@ class SketchCore:
             operator.dim, seed, dtype=operator.dtype, device=operator.device
         )
         self._limit = memory_limit
+        self._column_bytes = operator.dim * operator.dtype.itemsize
         self.matrix = torch.zeros(0, 0, dtype=operator.dtype, device=operator.device)
 
     @property
@@ -69,15 +72,35 @@ class SketchCore:
         old = self.size
         core = self.matrix.new_zeros(size, size)
         core[:old, :old] = self.matrix
-        column_bytes = self._operator.dim * self._operator.dtype.itemsize
-        keep = size * column_bytes <= self._limit // 2
-        omega = self._probes.columns(0, size) if keep else None
-        columns = self.columns if omega is None else partial(_columns, omega)
-        for numbers, products in product_blocks(self._operator, size, columns, progress, start=old):
-            for first in range(0, numbers.stop, ROWS):
-                rows = slice(first, min(first + ROWS, numbers.stop))
-                core[rows, numbers] = columns(rows.start, rows.stop).T @ products
+        width = max(1, min(SLAB, self._limit // (8 * self._column_bytes)))
+        keep = (size + width) * self._column_bytes <= self._limit // 2
+        columns = partial(_columns, self.columns(0, size)) if keep else self.columns
+        for first in range(old, size, width):
+            slab = self._products(columns, slice(first, min(first + width, size)), size, progress)
+            stop = first + slab.shape[1]
+            for top in range(0, stop, width):
+                rows = slice(top, min(top + width, stop))
+                core[rows, first:stop] = columns(rows.start, rows.stop).T @ slab
         self.matrix = torch.triu(core) + torch.triu(core, 1).T
+
+    def _products(
+        self,
+        columns: Callable[[int, int], Tensor],
+        numbers: slice,
+        total: int,
+        progress: Progress | None,
+    ) -> Tensor:
+        """Return ``H`` times some columns."""
+        start, stop = numbers.start, numbers.stop
+        slab = self.matrix.new_empty(self._operator.dim, stop - start)
+
+        def report(done: int, _: int) -> None:
+            if progress is not None:
+                progress(done, total)
+
+        for block, products in product_blocks(self._operator, stop, columns, report, start=start):
+            slab[:, block.start - start : block.stop - start] = products
+        return slab
 
 
 def _columns(matrix: Tensor, start: int, stop: int) -> Tensor:
@@ -250,7 +273,7 @@ def _from_krylov(
 
 
 def _largest_eigenvalue(operator: SymmetricOperator, seed: int) -> tuple[float, int]:
-    """Largest ``|λ|`` to about one per cent, and the products that it took."""
+    """Largest ``|λ|`` to a few per cent, and the products that it took."""
     probes = GaussianProbes(operator.dim, seed, dtype=operator.dtype, device=operator.device)
     space = BlockKrylov(operator, probes.columns(0, min(4, operator.dim)), 64)
     while not space.exhausted:

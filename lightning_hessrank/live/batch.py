@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -30,7 +30,7 @@ class _Mapper:
 
     def __call__(self, value: Any) -> Any:
         if id(value) not in self._done:
-            self._done[id(value)] = value, value  # what a cycle leads back to
+            self._done[id(value)] = value, value  # what a cycle of containers leads back to
             self._done[id(value)] = value, self._map(value)
         return self._done[id(value)][1]
 
@@ -48,26 +48,20 @@ class _Mapper:
             return type(value)(*map(self, value))
         if isinstance(value, (list, tuple)):
             return type(value)(map(self, value))
-        return self._map_attributes(value)
+        return self._map_attributes(value) if list_tensors(value) else value
 
     def _map_attributes(self, value: Any) -> Any:
-        opaque = isinstance(value, (type, ModuleType, nn.Module))
-        attributes = {} if opaque else _attributes(value)
-        changed = {}
-        for name, old in attributes.items():
-            new = self(old)
-            if new is not old and (isinstance(old, Tensor) or list_tensors(old)):
-                changed[name] = new
-        if not changed:
-            return value
         copied = copy.copy(value)
-        for name, new in changed.items():
-            object.__setattr__(copied, name, new)  # also where the class is frozen
+        self._done[id(value)] = value, copied  # an object may know itself
+        for name, old in _attributes(value).items():
+            object.__setattr__(copied, name, self(old))  # also where the class is frozen
         return copied
 
 
 def _attributes(value: Any) -> dict[str, Any]:
-    """Return what an object holds, in ``__dict__`` or slots."""
+    """Return what an object holds, in ``__dict__`` or slots; modules and classes are left alone."""
+    if isinstance(value, (type, ModuleType, nn.Module)):
+        return {}
     found = dict(getattr(value, "__dict__", {}))
     for base in type(value).__mro__:
         slots = vars(base).get("__slots__", ())
@@ -78,15 +72,25 @@ def _attributes(value: Any) -> dict[str, Any]:
 
 
 def list_tensors(batch: Any) -> list[Tensor]:
-    """Return every tensor in ``batch``, in a fixed order."""
-    found: list[Tensor] = []
+    """Return every tensor in ``batch`` once, in a fixed order."""
+    return list(_walk(batch, {}))
 
-    def note(tensor: Tensor) -> Tensor:
-        found.append(tensor)
-        return tensor
 
-    map_tensors(batch, note)
-    return found
+def _walk(value: Any, seen: dict[int, Any]) -> Iterator[Tensor]:
+    if id(value) in seen:
+        return
+    seen[id(value)] = value
+    if isinstance(value, Tensor):
+        yield value
+        return
+    if isinstance(value, Mapping):
+        children: Iterable[Any] = value.values()
+    elif isinstance(value, (list, tuple)):
+        children = value
+    else:
+        children = _attributes(value).values()
+    for child in children:
+        yield from _walk(child, seen)
 
 
 def clone_batch(batch: Any) -> Any:

@@ -70,8 +70,8 @@ class Session:
         with processes.together():
             if settings.data is None and first_batch is None:
                 raise ValueError(
-                    "training_step(dataloader_iter) fetches its own batches; pass data=... (a batch "
-                    "or a DataLoader) to the monitor"
+                    "training_step(dataloader_iter) fetches its own batches; pass data=... (a "
+                    "batch or a DataLoader) to the monitor"
                 )
             if settings.data is None:
                 kept = collect([first_batch], share(settings.max_samples, processes))

@@ -21,7 +21,6 @@ from lightning_hessrank.operators.base import (
     SymmetricOperator,
     blocks,
     symmetrise_,
-    unit_columns,
 )
 from lightning_hessrank.results import Part
 
@@ -57,7 +56,8 @@ def assemble(
     """
     ends = torch.tensor([curvature.sizes[i] for i in indices]).cumsum(0).tolist()
     place = {i: slice(end - curvature.sizes[i], end) for i, end in zip(indices, ends, strict=True)}
-    matrix = torch.empty(operator.dim, operator.dim, dtype=operator.dtype, device=operator.device)
+    matrix = torch.zeros(operator.dim, operator.dim, dtype=operator.dtype, device=operator.device)
+    alive = _nonzero_rows(operator)
     left = list(indices)
     done = 0
 
@@ -67,24 +67,36 @@ def assemble(
 
     for i in sorted(indices, key=lambda i: curvature.sizes[i]):
         parameter, start = curvature.parameters[i], place[i].start
+        own = alive[place[i]].nonzero()[:, 0]
 
-        def unit(first: int, last: int, parameter: Tensor = parameter) -> Tensor:
-            return unit_columns(parameter.numel(), first, last, parameter)
+        def unit(first: int, last: int, parameter: Tensor = parameter, own: Tensor = own) -> Tensor:
+            vectors = parameter.new_zeros(parameter.numel(), last - first)
+            vectors[own[first:last], torch.arange(last - first, device=own.device)] = 1.0
+            return vectors
 
         def multiply(
             vectors: Tensor, i: int = i, shape: torch.Size = parameter.shape
         ) -> list[Tensor]:
             return curvature.multiply(part, {i: vectors.T.reshape(-1, *shape)}, left)
 
-        for numbers, products in blocks(
-            operator, parameter.numel(), unit, multiply, progress=report
-        ):
-            columns = slice(start + numbers.start, start + numbers.stop)
+        for numbers, products in blocks(operator, len(own), unit, multiply, progress=report):
             for j, rows in zip(left, products, strict=True):
-                matrix[columns, place[j]] = rows.flatten(1)
+                matrix[start + own[numbers], place[j]] = rows.flatten(1)
         left.remove(i)
         for j in left:
             matrix[place[j], place[i]] = matrix[place[i], place[j]].T
         symmetrise_(matrix[place[i], place[i]])
         done += parameter.numel()
+    if progress is not None:
+        progress(operator.dim, operator.dim)
     return matrix
+
+
+def _nonzero_rows(operator: SymmetricOperator) -> Tensor:
+    """Return which rows are not zero: a random combination of their entries tells, almost surely.
+
+    Weights on dead pixels and of dead units have rows of zeros, and then columns as well.
+    """
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.randn(operator.dim, 2, generator=generator, dtype=torch.float64)
+    return (operator.matmat(vectors.to(operator.device, operator.dtype)) != 0).any(dim=1)

@@ -51,7 +51,7 @@ class LayerRecorder(TorchFunctionMode):
         """Call ``func``, and look at it."""
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
-        if func is F.linear:
+        if func is F.linear and output.ndim > 1:
             self.layers.append(_linear_layer(output, *args, **kwargs))
         elif func in (F.conv2d, torch.conv2d):
             layer = _conv_layer(output, *args, **kwargs)

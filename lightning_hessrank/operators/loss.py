@@ -109,7 +109,7 @@ class LossCurvature:
             graph = self._evaluate(term)
             self.loss += term.weight * float(graph.loss.detach())
             self.outputs_known &= bool(graph.outputs)
-            size = graph_bytes((graph.loss,), self.parameters)
+            size = graph_bytes((graph.loss,))
             self.term_bytes = max(self.term_bytes, size)
             held += GRAPH_GROWTH * size
             if held > self._max_bytes:
@@ -117,6 +117,8 @@ class LossCurvature:
             if self._retained is not None:
                 self._retained.append(graph)
         self.block_size = self._block_size()
+        if self.block_size == 1:
+            self.batching.disable("the intermediate results of a single vector fill a block")
 
     @property
     def retains_graphs(self) -> bool:

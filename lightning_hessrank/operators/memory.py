@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -42,40 +43,23 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def graph_bytes(outputs: Iterable[Tensor], parameters: Iterable[Tensor]) -> int:
-    """Bytes of the tensors that the autograd graph behind ``outputs`` has saved.
+def graph_bytes(outputs: Iterable[Tensor]) -> int:
+    """Bytes of the intermediate results in the autograd graph behind ``outputs``.
 
-    Each storage counts once; the parameters' own are left out.
+    Counted from their shapes: to look at what is saved would trigger recomputation where gradients
+    are checkpointed. Views count like copies; parameters do not count.
     """
-    seen = {p.untyped_storage().data_ptr() for p in parameters}
     total = 0
     nodes = [x.grad_fn for x in outputs if x.grad_fn is not None]
     visited = set(nodes)
     while nodes:
         node = nodes.pop()
-        for saved in _saved_tensors(node):
-            storage = saved.untyped_storage()
-            if storage.data_ptr() not in seen:
-                seen.add(storage.data_ptr())
-                total += storage.nbytes()
-        for following, _ in node.next_functions:
-            if following is not None and following not in visited:
-                visited.add(following)
-                nodes.append(following)
+        following = [n for n, _ in node.next_functions if n is not None and n not in visited]
+        visited.update(following)
+        nodes.extend(following)
+        if node.next_functions:  # a leaf's accumulator has none
+            total += sum(math.prod(m.shape) * m.dtype.itemsize for m in node._input_metadata)
     return total
-
-
-def _saved_tensors(node: torch.autograd.graph.Node) -> Iterable[Tensor]:
-    for name in dir(node):
-        if not (name.startswith("_saved_") or name == "saved_tensors"):
-            continue
-        try:
-            value = getattr(node, name)
-        except RuntimeError:  # freed, or not to be shown: nothing that we could count
-            continue
-        for item in value if isinstance(value, (tuple, list)) else (value,):
-            if isinstance(item, Tensor):
-                yield item
 
 
 def _free_in_system() -> int:

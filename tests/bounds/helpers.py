@@ -17,7 +17,9 @@ def targets_like(outputs: Tensor, loss: str) -> Tensor:
     return noise if loss == "mse" else noise.softmax(1)
 
 
-def curvature_parts(model: nn.Module, inputs: Tensor, loss: str = "mse") -> dict[str, Tensor]:
+def curvature_parts(
+    model: nn.Module, inputs: Tensor, loss: str = "mse", targets: Tensor | None = None
+) -> dict[str, Tensor]:
     """Functional Hessian, Jacobian and loss curvature at the model's own weights."""
     named = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
     shapes = [p.shape for p in named.values()]
@@ -29,7 +31,7 @@ def curvature_parts(model: nn.Module, inputs: Tensor, loss: str = "mse") -> dict
         return functional_call(model, dict(zip(named, values, strict=True)), (inputs,))
 
     f = outputs_at(theta).detach()
-    targets = targets_like(f, loss)
+    targets = targets_like(f, loss) if targets is None else targets
 
     def loss_of(f: Tensor) -> Tensor:
         return LOSSES[loss](f, targets)

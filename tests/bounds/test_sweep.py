@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -33,9 +34,8 @@ def bounds_of(case: Case) -> dict[str, RankBound]:
     return bounds | {kind: bound(kind) for kind in ("patch", "generic")}
 
 
-@pytest.mark.parametrize("seed", range(120))
-def test_no_bound_is_below_the_exact_rank(seed: int) -> None:
-    case = random_case(seed, max_parameters=300)
+def check(seed: int, **options: Any) -> None:
+    case = random_case(seed, **options)
     exact = exact_ranks(case.model, case.inputs, case.loss)
     for kind, bound in bounds_of(case).items():
         assert bound.is_theorem
@@ -44,3 +44,14 @@ def test_no_bound_is_below_the_exact_rank(seed: int) -> None:
         assert bound.functional >= exact["functional"], kind
         if kind == "generic":
             assert (bound.outer, bound.functional) == (exact["outer"], exact["functional"])
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_no_bound_is_below_the_exact_rank(seed: int) -> None:
+    check(seed, max_parameters=150)
+
+
+@pytest.mark.benchmark
+@pytest.mark.parametrize("seed", range(40, 440))
+def test_no_bound_is_below_the_exact_rank_of_hundreds_of_networks(seed: int) -> None:
+    check(seed, max_parameters=300)

@@ -180,9 +180,9 @@ class ReturnsDict(Module):
     STEP,
     "loss written by hand",
     parts=False,
-    outcome="the total rank only: no known loss function was seen in the step, so the network's "
-    'output is unknown; return {"loss": loss, "output": output} from training_step or loss_fn, or '
-    "use a loss of torch.nn.functional",
+    outcome="the total rank only: no known loss function was seen in the step, so the output of "
+    'the network is unknown; return {"loss": loss, "output": output} from training_step or '
+    "loss_fn, or use a loss of torch.nn.functional",
 )
 class OwnLoss(Module):
     def training_step(self, batch: Any, batch_idx: int) -> Any:
@@ -257,8 +257,7 @@ case(
     STEP,
     "manual optimisation, several optimisers",
     outcome=f"{REFUSED}: the module uses manual optimisation, so its training_step is not a loss "
-    "function; pass loss_fn=... to the monitor: loss_fn(module, batch) -> scalar loss (it will not "
-    "be tried again in this run)",
+    "function; pass loss_fn=... to the monitor: loss_fn(module, batch) -> scalar loss",
 )(Manual)
 case(
     STEP,
@@ -370,8 +369,9 @@ case(
     outcome=f"{REFUSED}: a Hessian-vector product disagrees with finite differences of the "
     "gradient at every step size (relative error * at best), so the second derivatives of this "
     "step are wrong and no rank is given; no custom autograd function was seen; look for "
-    "operations that replace a gradient (straight-through estimators, hooks on tensors) and for state that the step "
-    "computes from the weights without gradients (spectral norm in training mode). Pass "
+    "operations that replace a gradient (straight-through estimators, hooks on tensors) and for "
+    "state that the step computes from the weights without gradients (spectral norm in training "
+    "mode). Pass "
     "loss_fn=... that avoids them",
 )(lambda: network(parametrizations.spectral_norm(nn.Linear(4, 3))))
 case(LAYERS, "lazy layers")(lambda: network(nn.LazyLinear(3), nn.Tanh(), nn.LazyLinear(3)))

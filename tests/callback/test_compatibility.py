@@ -36,6 +36,8 @@ def test_row(case: Case) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trainer.fit(module, loader)
+    if hasattr(held := getattr(module, "held", None), "close"):
+        held.close()
     said = [
         str(w.message).removeprefix("HessianRankMonitor: ").removesuffix(FINAL)
         for w in caught

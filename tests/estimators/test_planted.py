@@ -15,7 +15,7 @@ from lightning_hessrank.estimators import (
     lanczos_rank,
     sketch_rank,
 )
-from lightning_hessrank.results import RankEstimate
+from lightning_hessrank.results import RankEstimate, t_quantile
 from tests.estimators.planted import SPECTRA, planted, two_levels
 
 METHODS = {"dense": dense_rank, "sketch": sketch_rank, "lanczos": lanczos_rank}
@@ -225,3 +225,26 @@ def test_arguments_that_make_no_sense() -> None:
     for method in METHODS.values():
         with pytest.raises(ValueError, match=r"^rtol must be a number in "):
             method(operator, rtol=math.nan)
+
+
+def test_more_copies_of_an_eigenvalue_than_there_is_room_for_are_not_ignored() -> None:
+    operator = planted(torch.ones(150), 400)
+    with pytest.raises(UnresolvedError, match=r"^lanczos cannot resolve rtol=0\.001 with "):
+        lanczos_rank(operator, max_products=40)
+    assert lanczos_rank(operator).rank == 150
+
+
+def test_tight_cluster_below_the_cut_is_not_mistaken_for_a_few_eigenvalues() -> None:
+    """At a finer tolerance than asked for its Ritz values look converged; there are 300 of them."""
+    cluster = 2e-3 * torch.linspace(1 - 1e-6, 1 + 1e-6, 300, dtype=torch.float64)
+    top = torch.tensor([1.0, -0.9, 0.8, 0.7, 0.6], dtype=torch.float64)
+    operator = planted(torch.cat([top, cluster]), 400)
+    covered = 0
+    for seed in range(20):
+        estimate = lanczos_rank(operator, rtol=1e-1, seed=seed)
+        assert (estimate.rank, estimate.std_error) == (5, 0)
+        assert estimate.counts[1e-2] == 5
+        error = estimate.count_errors[1e-3]
+        assert error > 0
+        covered += abs(estimate.counts[1e-3] - 305) <= t_quantile(8) * error
+    assert covered >= 17

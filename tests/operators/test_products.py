@@ -58,6 +58,7 @@ def test_graphs_that_do_not_fit_are_built_again(part: str) -> None:
     b = LossCurvature(rebuilt.function(), max_bytes=1)
     assert (a.retains_graphs, b.retains_graphs) == (True, False)
     assert b.block_size == 1
+    assert b.batching.reason == "the intermediate results of a single vector fill a block"
     first = rebuilt.evaluations
     v = torch.randn(a.num_parameters, 3, dtype=torch.float64)
     assert close(b.operator(part).matmat(v), a.operator(part).matmat(v), 1e-13)
