@@ -1,11 +1,12 @@
-"""A network too large for exact ranks: estimates with error bars, within a time budget.
+"""A network too large for exact ranks: counts of outliers, within a time budget.
 
     python examples/resnet.py --figure resnet.png
 
-A residual network with batch norm. The stochastic method (Lanczos) estimates how many eigenvalues
-lie beyond a tolerance, with a standard error; ``max_overhead`` lets measuring take no more than its
-share of the time, and leaves out the measurements that would. Estimates have names of their own,
-``hessian-estimate/…``, since they are no exact ranks.
+A residual network with batch norm. The stochastic method (Lanczos) counts the eigenvalues beyond a
+tolerance: exactly as far as they have converged, with a standard error for the rest.
+``max_overhead`` lets measuring take no more than its share of the time, and leaves out the
+measurements that would. These counts have names of their own, ``hessian-estimate/…``, since they
+are no exact ranks.
 """
 
 from __future__ import annotations
