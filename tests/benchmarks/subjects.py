@@ -89,19 +89,17 @@ def linear_mlp(widths: tuple[int, ...] = (128, 96, 96, 4)) -> Subject:
 
 
 def linear_cnn() -> Subject:
-    """Three 5-tap convolutions in a row over time, and a pooled head; p = 103,000."""
+    """Two 5-tap convolutions over time, a pooled head, one output; p = 101,672."""
     torch.manual_seed(0)
     net = nn.Sequential(
-        nn.Conv1d(2, 140, 5, bias=False),
-        nn.Conv1d(140, 140, 5, bias=False),
+        nn.Conv1d(1, 142, 5, bias=False),
+        nn.Conv1d(142, 142, 5, bias=False),
         nn.AdaptiveAvgPool1d(1),
         nn.Flatten(),
-        nn.Linear(140, 30, bias=False),
-        nn.Linear(30, 2, bias=False),
+        nn.Linear(142, 1, bias=False),
     )
-    return Subject(
-        net.double(), nn.MSELoss(), torch.randn(64, 2, 12).double(), torch.randn(64, 2).double()
-    )
+    x, y = torch.randn(32, 1, 12).double(), torch.randn(32, 1).double()
+    return Subject(net.double(), nn.MSELoss(), x, y)
 
 
 class _Block(nn.Module):
