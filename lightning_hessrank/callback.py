@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 import weakref
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,6 +13,7 @@ import torch
 from torch.nn.parameter import UninitializedParameter
 
 from lightning_hessrank.dashboard import Dashboard, scalars
+from lightning_hessrank.dashboard.tags import rank_tag
 from lightning_hessrank.live.failures import HessianRankWarning
 from lightning_hessrank.live.log import logger
 from lightning_hessrank.live.session import Session
@@ -47,6 +49,10 @@ class HessianRankMonitor(Callback):
     It measures once before the first optimiser step, then on schedule, and at the end of ``fit`` if
     the schedule did not just fall there.
 
+    ``trainer.callback_metrics`` holds what is logged, so that early stopping and checkpointing can
+    monitor ``hessian/rank``. A stochastic count never has the name of an exact one: with
+    ``method="lanczos"``, monitor ``hessian-estimate/rank``.
+
     Args:
         every_n_epochs: measure at the end of every n-th training epoch. ``None``: 1, unless
             ``every_n_steps`` is given, which replaces the epoch schedule.
@@ -75,7 +81,7 @@ class HessianRankMonitor(Callback):
         dashboard: what is written besides the scalars, e.g. ``Dashboard(figures=False)`` of
             ``lightning_hessrank.dashboard``; ``None``: everything but the HParams page.
         name: first part of every logged name, and of the key in checkpoints, so that several
-            monitors can run side by side.
+            monitors can run side by side; without ``/``.
         seed: of every random probe, and of randomness inside the step.
 
     Raises:
@@ -123,6 +129,11 @@ class HessianRankMonitor(Callback):
             name=name,
             seed=seed,
         )
+        if not isinstance(dashboard, Dashboard | None):
+            raise TypeError(
+                "dashboard must be None or a lightning_hessrank.dashboard.Dashboard, e.g. "
+                f"Dashboard(figures=False), got {dashboard!r}"
+            )
         self.dashboard = replace(dashboard or Dashboard(), name=name)
         self._run: tuple[Any, Any] | None = None
         self._begin_run()
@@ -146,6 +157,8 @@ class HessianRankMonitor(Callback):
         self._session = Session(self.settings)
         self._first_batch_pending = True
         self._seen_step = 0
+        self._epoch = 0
+        self._published: set[str] = set()
 
     # -- schedule ------------------------------------------------------------------------------
 
@@ -182,6 +195,7 @@ class HessianRankMonitor(Callback):
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
         """Keep the first batch as reference data, and measure before the first optimiser step."""
+        self._epoch = trainer.current_epoch
         session = self._session
         if not self._first_batch_pending or session.failures.final:
             return
@@ -218,25 +232,22 @@ class HessianRankMonitor(Callback):
 
     def _measure(self, trainer: Any, module: Any) -> None:
         """Measure, remember and log; at most once at each step."""
-        session, series = self._session, self._session.series
+        session, series, failures = self._session, self._session.series, self._session.failures
         step = trainer.global_step
-        if session.failures.final or series.last_step == step:
+        if failures.final or series.last_step == step:
             return
-        if series.reference is None and self.settings.data is not None:
-            # a loader that failed may be better by now
-            with session.failures.handled("there are no reference data"):
-                session.collect_reference(module, None)
-        if series.reference is None:
-            return
+        if series.reference is None and self.settings.data is None:
+            return  # the first batch was of no use, which has been said
         measurement = None
         if session.affordable(self.settings.max_overhead):
-            with session.failures.handled(f"no rank was measured at step {step}"):
-                measurement = session.take(trainer, module)
+            with failures.handled(f"no rank was measured at step {step}", among="measurements"):
+                session.collect_reference(module, None)  # a loader may have recovered by now
+                measurement = session.take(trainer, module, self._epoch)
                 series.add(measurement)
         else:
             series.skipped += 1
         series.last_step = step
-        with session.failures.handled("what was measured could not be logged"):
+        with failures.handled("what was measured could not be logged", among="attempts to log"):
             self._log(trainer, measurement)
 
     def _log(self, trainer: Any, measurement: Measurement | None) -> None:
@@ -244,15 +255,23 @@ class HessianRankMonitor(Callback):
         name, step = self.settings.name, trainer.global_step
         if measurement is None:
             values = {f"{name}-time/skipped": float(self._session.series.skipped)}
+            self._publish(trainer, values)
             for each in trainer.loggers if trainer.is_global_zero else ():
                 each.log_metrics(values, step=step)
             return
         values = scalars(measurement, name)
-        trainer.callback_metrics.update({k: torch.tensor(v) for k, v in values.items()})
+        # an old value must not pass for one of these weights
+        self._publish(trainer, {**dict.fromkeys(self._published, math.nan), **values})
         if self.settings.prog_bar:
-            trainer.progress_bar_metrics[f"{name}/rank"] = float(measurement.total.rank)
+            tag = rank_tag(measurement.total, name)
+            trainer.progress_bar_metrics[tag] = float(measurement.total.rank)
         if trainer.is_global_zero:
             self.dashboard.write(trainer.loggers, measurement, self.history, step)
+
+    def _publish(self, trainer: Any, values: dict[str, float]) -> None:
+        """Let other callbacks monitor these values."""
+        trainer.callback_metrics.update({k: torch.tensor(v) for k, v in values.items()})
+        self._published.update(values)
 
     # -- state ---------------------------------------------------------------------------------
 

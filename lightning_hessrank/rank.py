@@ -57,14 +57,14 @@ def hessian_rank(
     Raises:
         ValueError: an argument is out of range, the data are empty, the loss is not a scalar, or no
             parameter requires gradients.
-        TypeError: ``data`` are not pairs, or the loss is not a tensor.
+        TypeError: an argument has the wrong type, ``data`` are not pairs, or the loss is not a
+            tensor.
         UnresolvedError: sketch or lanczos cannot tell the count at this tolerance.
         MemoryError: what the method needs does not fit.
     """
     check_part(part)
     check_method(method)
-    if max_rank is not None and (isinstance(max_rank, bool) or not isinstance(max_rank, int)):
-        raise TypeError(f"max_rank must be a whole number or None, got {max_rank!r}")
+    _check_arguments(model, loss_fn, max_rank, seed, dtype)
     if rtol is not None:
         check_rtol(rtol)
     subject = Subject(model, as_pairs(data), model_step(loss_fn), dtype=dtype, seed=seed)
@@ -85,12 +85,31 @@ def hessian_rank(
         subject.release()
 
 
+def _check_arguments(
+    model: object, loss_fn: object, max_rank: object, seed: object, dtype: object
+) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if not callable(loss_fn):
+        raise TypeError(
+            f"loss_fn must be a function loss_fn(outputs, targets) -> scalar, got {loss_fn!r}"
+        )
+    if max_rank is not None and (isinstance(max_rank, bool) or not isinstance(max_rank, int)):
+        raise TypeError(f"max_rank must be a whole number or None, got {max_rank!r}")
+    if max_rank is not None and max_rank < 0:
+        raise ValueError(f"max_rank must not be negative, got {max_rank}")
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"seed must be an integer, got {seed!r}")
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"dtype must be a floating torch.dtype, got {dtype!r}")
+
+
 def as_pairs(data: Any) -> list[tuple[Any, Any]]:
     """Return ``data``, one pair or an iterable of pairs, as a list of pairs.
 
-    A tuple or list of two is one pair, unless its first entry is itself such a pair.
+    A tuple or list of two is one pair, unless both of its entries are themselves such pairs.
     """
-    if _is_pair(data) and not _is_pair(data[0]):
+    if _is_pair(data) and not all(map(_is_pair, data)):
         return [tuple(data)]
     if isinstance(data, (Tensor, str)) or not isinstance(data, Iterable):
         raise TypeError(

@@ -87,12 +87,14 @@ class RankEstimate:
         return sorted_figure(self, bound)
 
     def rank_at(self, rtol: float) -> int | float:
-        """Return the count beyond another relative tolerance.
+        """Return the count beyond another relative tolerance; nan where the rank is.
 
         Raises:
             ValueError: ``rtol`` is outside ``[0, 1)``, or the method cannot know the count there.
         """
         rtol = check_rtol(rtol)
+        if math.isnan(self.rank):
+            return math.nan
         if self.eigenvalues is not None:
             return numerical_rank(self.eigenvalues, rtol).rank
         if math.isclose(rtol, self.rtol, rel_tol=1e-9, abs_tol=0.0):

@@ -206,6 +206,24 @@ def test_a_loss_that_is_not_finite_gives_nan_and_says_where() -> None:
     with pytest.warns(RuntimeWarning, match=r"network's output is not finite \(3 of 30 values\)"):
         estimate = hessian_rank(model, cross_entropy, (x, y))
     assert math.isnan(estimate.rank)
+    assert math.isnan(estimate.rank_at(1e-3))
+
+
+def test_inputs_can_be_a_pair() -> None:
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = mlp()
+
+        def forward(self, inputs: tuple[Tensor, Tensor]) -> Tensor:
+            return self.net(inputs[0] + inputs[1])
+
+    torch.manual_seed(0)
+    model, (x, y) = Sum(), classes(10, 6)
+    pair = hessian_rank(model, cross_entropy, ((x, x), y))
+    torch.testing.assert_close(
+        pair.eigenvalues, hessian_rank(model.net, cross_entropy, (x + x, y)).eigenvalues
+    )
 
 
 NO_GRADIENTS = (
@@ -227,6 +245,17 @@ def detached(outputs: Tensor, targets: Tensor) -> Tensor:
             "part must be one of 'total', 'outer', 'functional', got",
         ),
         ({"rtol": -1.0}, ValueError, "rtol must be a number in [0, 1) (relative to the largest"),
+        ({"max_rank": -1}, ValueError, "max_rank must not be negative, got -1"),
+        ({"max_rank": 2.0}, TypeError, "max_rank must be a whole number or None, got 2.0"),
+        ({"dtype": torch.int64}, TypeError, "dtype must be a floating torch.dtype, got torch.int"),
+        ({"dtype": "float64"}, TypeError, "dtype must be a floating torch.dtype, got 'float64'"),
+        ({"seed": 0.5}, TypeError, "seed must be an integer, got 0.5"),
+        ({"model": torch.sin}, TypeError, "model must be a torch.nn.Module, got builtin_function"),
+        (
+            {"loss_fn": "mse"},
+            TypeError,
+            "loss_fn must be a function loss_fn(outputs, targets) -> scalar, got 'mse'",
+        ),
         ({"data": []}, ValueError, "data has no batches; pass at least one (inputs, targets) pair"),
         ({"data": 3}, TypeError, "data must be an (inputs, targets) pair or an iterable of such"),
         ({"data": [1]}, TypeError, "of such pairs, got an iterable of int"),

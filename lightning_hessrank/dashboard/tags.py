@@ -1,7 +1,8 @@
 """The one place that maps a measurement to logged names.
 
 Exact counts (dense, sketch) are ``NAME/rank`` and siblings; stochastic ones (lanczos) are
-``NAME-estimate/rank`` with their interval, and never pose as the exact rank.
+``NAME-estimate/rank`` with their interval (of layers, ``NAME-layers/estimate/LAYER``), and never
+pose as the exact rank.
 """
 
 from __future__ import annotations
@@ -97,7 +98,11 @@ def _tolerances(m: Measurement, name: str) -> Iterator[tuple[str, float]]:
 
 
 def _layers(m: Measurement, name: str) -> Iterator[tuple[str, float]]:
+    exact = is_exact(m.total)  # all by the same method
     for layer, found in m.layers.items():
+        if not exact:
+            yield f"{name}-layers/estimate/{layer}", found.rank
+            continue
         yield f"{name}-layers/rank/{layer}", found.rank
         if found.bound is not None:
             yield f"{name}-layers/rank_over_bound/{layer}", _ratio(found.rank, found.bound)

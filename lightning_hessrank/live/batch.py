@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
@@ -73,15 +74,16 @@ def _attributes(value: Any) -> dict[str, Any]:
 
 def list_tensors(batch: Any) -> list[Tensor]:
     """Return every tensor in ``batch`` once, in a fixed order."""
-    return list(_walk(batch, {}))
+    return [tensor for tensor, _ in _walk(batch, {})]
 
 
-def _walk(value: Any, seen: dict[int, Any]) -> Iterator[Tensor]:
+def _walk(value: Any, seen: dict[int, Any], depth: int = 0) -> Iterator[tuple[Tensor, int]]:
+    """Yield tensors, and how many containers each is in."""
     if id(value) in seen:
         return
     seen[id(value)] = value
     if isinstance(value, Tensor):
-        yield value
+        yield value, depth
         return
     if isinstance(value, Mapping):
         children: Iterable[Any] = value.values()
@@ -90,7 +92,7 @@ def _walk(value: Any, seen: dict[int, Any]) -> Iterator[Tensor]:
     else:
         children = _attributes(value).values()
     for child in children:
-        yield from _walk(child, seen)
+        yield from _walk(child, seen, depth + 1)
 
 
 def clone_batch(batch: Any) -> Any:
@@ -104,20 +106,25 @@ def cast_batch(batch: Any, dtype: torch.dtype, device: torch.device) -> Any:
 
 
 def batch_size(batch: Any) -> int:
-    """Return the number of samples: the first dimension of the first tensor that has one.
+    """Return the number of samples: the size that most first dimensions have, or the first.
+
+    Only the tensors in the fewest containers count: further down there may be several a sample
+    (boxes of an image). Tensors that are not per sample (class weights) are outvoted.
 
     Raises:
         ValueError: ``batch`` holds no tensor with a dimension, or is empty.
     """
-    sizes = [x.shape[0] for x in list_tensors(batch) if x.ndim > 0]
-    if not sizes:
+    found = [(x.shape[0], depth) for x, depth in _walk(batch, {}) if x.ndim > 0]
+    if not found:
         raise ValueError(
             f"no tensor with a batch dimension in the reference batch (a {type(batch).__name__}); "
             "pass data=... with tensors of shape (samples, ...)"
         )
-    if sizes[0] == 0:
+    least = min(depth for _, depth in found)
+    ((size, _),) = Counter(size for size, depth in found if depth == least).most_common(1)
+    if size == 0:
         raise ValueError("the reference batch is empty; pass data=... with at least one sample")
-    return sizes[0]
+    return size
 
 
 def cut_batch(batch: Any, size: int) -> Any:

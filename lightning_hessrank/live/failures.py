@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import traceback
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -20,6 +22,8 @@ _FINAL = (
     WrongProductError,
     NoSecondDerivativeError,
 )
+#: Builtin errors that this package raises with a message of its own.
+_EXPLAINED = (ValueError, TypeError, MemoryError)
 
 
 class HessianRankWarning(UserWarning):
@@ -38,27 +42,36 @@ class Failures:
         self._said: set[str] = set()
         self.silent = False
         """Whether another process speaks for this one."""
-        self.count = 0
-        """Failed measurements."""
+        self._tried: Counter[str] = Counter()
+        self.failed: Counter[str] = Counter()
+        """How many of the things that are tried again and again failed."""
         self.final = False
         """Whether trying again is pointless."""
 
     @contextmanager
-    def handled(self, what: str) -> Iterator[None]:
+    def handled(self, what: str, *, among: str | None = None) -> Iterator[None]:
         """Warn, once for each cause, that ``what`` did not happen.
 
         Interrupts (Ctrl-C) pass through.
+
+        Args:
+            what: did not happen.
+            among: plural of the things that are tried again and again, this being one of them.
         """
+        if among is not None:
+            self._tried[among] += 1
         try:
             yield
         except Exception as error:
             if self._on_error == "raise":
                 raise
-            self.count += 1
+            if among is not None:
+                self.failed[among] += 1
             self.final = self.final or _is_final(error)
-            cause = str(error) or type(error).__name__
+            cause = cause_of(error)
+            hint = "" if _is_ours(error) else " (on_error='raise' shows the traceback)"
             again = "" if not self.final else " (it will not be tried again in this run)"
-            self.warn_once(f"{what}: {cause}{again}", about=cause)
+            self.warn_once(f"{what}: {cause}{hint}{again}", about=cause)
 
     def warn_once(self, message: str, *, about: str | None = None) -> None:
         """Say something that may recur, the first time only.
@@ -74,13 +87,34 @@ class Failures:
 
     def summarise(self) -> None:
         """Say how often something failed, where it was more than the once that was said."""
-        if self.count > 1 and not self.final:
-            self.warn(f"{self.count} failures in this run")
+        for things, failed in self.failed.items():
+            if failed > 1 and not self.final:
+                self.warn(
+                    f"{failed} of {self._tried[things]} {things} failed; the reason was given above"
+                )
 
     def warn(self, message: str) -> None:
         """Say something."""
         if not self.silent:
             warnings.warn(f"HessianRankMonitor: {message}", HessianRankWarning, stacklevel=2)
+
+
+def cause_of(error: Exception) -> str:
+    """Say what went wrong: the message of an error of this package, with its type any other's."""
+    if _is_ours(error):
+        return str(error)
+    return f"{type(error).__name__.lstrip('_')}: {error}".removesuffix(": ")
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether the message was written in this package, so that it explains itself."""
+    package = __name__.partition(".")[0]
+    if type(error).__module__.partition(".")[0] == package:
+        return True
+    if not (isinstance(error, _EXPLAINED) and str(error)):
+        return False
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return bool(frames) and frames[-1].f_globals.get("__name__", "").partition(".")[0] == package
 
 
 def _is_final(error: Exception) -> bool:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from lightning_hessrank.live.failures import Failures
+from lightning_hessrank.live.failures import Failures, cause_of
 from lightning_hessrank.live.log import logger
 from lightning_hessrank.live.measure import Ranks, measure
 from lightning_hessrank.live.network import reference_batch_bound, reference_bound
@@ -41,6 +41,7 @@ class Session:
         self.series = Series(settings.meaning)
         self.failures = Failures(settings.on_error)
         self.processes = Processes()
+        self._without_bound = ""
 
     def join(self, trainer: Any, module: Any) -> None:
         """Find out which processes measure together, and whether there is a loss to measure.
@@ -93,8 +94,13 @@ class Session:
         projected = self.processes.first(self.series.clock.projected_overhead())
         return projected < max_overhead
 
-    def take(self, trainer: Any, module: Any) -> Measurement:
+    def take(self, trainer: Any, module: Any, epoch: int) -> Measurement:
         """Measure the module as it is now.
+
+        Args:
+            trainer: of the run.
+            module: the live one.
+            epoch: index of the one last trained in; the trainer's is one ahead after the last.
 
         Raises:
             Exception: whatever went wrong; with several processes, on any of them.
@@ -112,7 +118,7 @@ class Session:
             batch_bound = self._batch_bound(trainer, module, subject) if finite else None
         return Measurement(
             step=trainer.global_step,
-            epoch=trainer.current_epoch,
+            epoch=epoch,
             total=ranks.total,
             outer=ranks.parts.get("outer"),
             functional=ranks.parts.get("functional"),
@@ -149,10 +155,13 @@ class Session:
             return Ranks({"total": nan_estimate(subject.num_parameters, method=method, rtol=rtol)})
         if len(ranks.parts) == 1:
             self.failures.warn_once(
-                "the total rank only: no known loss function was seen in the step, so the output "
-                'of the network is unknown; return {"loss": loss, "output": output} from '
-                "training_step or loss_fn, or use a loss of torch.nn.functional"
+                "the total rank only, without parts and bound: no known loss function was seen in "
+                "the step, so the output of the network is unknown; return "
+                '{"loss": loss, "output": output} from training_step or loss_fn, or use a loss of '
+                "torch.nn.functional"
             )
+        elif self._without_bound:  # said after all, for what cannot be measured has no bound either
+            self.failures.warn_once(self._without_bound)
         if not series.verified and subject.has_initial_statistics():
             logger.info(
                 "%s: batch norm is measured in evaluation mode, at step %d with the initial values "
@@ -190,14 +199,20 @@ class Session:
         series = self.series
         if series.bound_sought:
             return
+        subject.evaluate(subject.batches[0])  # what the step itself raises is no fault of the bound
         series.bound_sought = True
-        series.bound = self._bound_of_all(trainer, module, subject, reference_bound, "a bound")
+        series.bound, self._without_bound = self._bound_of_all(
+            trainer, module, subject, reference_bound, "a bound"
+        )
 
     def _batch_bound(self, trainer: Any, module: Any, subject: Subject) -> RankBound | None:
         """Find the bound that holds at these weights on these data."""
-        return self._bound_of_all(
+        bound, trouble = self._bound_of_all(
             trainer, module, subject, reference_batch_bound, "the batch bound"
         )
+        if trouble:
+            self.failures.warn_once(trouble)
+        return bound
 
     def _bound_of_all(
         self,
@@ -206,23 +221,25 @@ class Session:
         subject: Subject,
         find: Callable[[Subject], RankBound],
         what: str,
-    ) -> RankBound | None:
-        """Bound the rank on the reference data of all processes; every one finds it for itself."""
+    ) -> tuple[RankBound | None, str]:
+        """Bound the rank on the reference data of all processes; every one finds it for itself.
+
+        Returns:
+            The bound, or what is to be said because there is none.
+        """
         assert self.series.reference is not None
         if self.series.reference.everyone is None:
-            self.failures.warn_once(
+            return None, (
                 f"the rank is logged without {what}: the reference data of all processes together "
                 "are too large to be gathered; reduce max_samples"
             )
-            return None
         try:
             if self.processes.count == 1:
-                return find(subject)
+                return find(subject), ""
             with self._subject(trainer, module, everyone=True) as union:
-                return find(union)
+                return find(union), ""
         except Exception as error:  # whatever the module does to it, the rank can be measured
-            self.failures.warn_once(f"the rank is logged without {what}: {error}")
-            return None
+            return None, f"the rank is logged without {what}: {cause_of(error)}"
 
     def _applicable_bound(self, ranks: Ranks) -> RankBound | None:
         """Return the bound, marked where the loss has a part that it does not know of."""

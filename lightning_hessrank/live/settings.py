@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from torch.utils.data import Dataset
 
 from lightning_hessrank.live.step import LossFn
 from lightning_hessrank.tolerance import check_rtol
@@ -50,6 +53,7 @@ class Settings:
                 raise ValueError(f"{name} must be one of {listed}, got {value!r}")
         if self.rtol is not None:
             check_rtol(self.rtol)
+        _check_data(self.data)
         if self.loss_fn is not None and not callable(self.loss_fn):
             raise TypeError(
                 f"loss_fn must be a function loss_fn(module, batch) -> scalar, got {self.loss_fn!r}"
@@ -60,6 +64,11 @@ class Settings:
         _check_share("max_overhead", self.max_overhead)
         if not self.name or not isinstance(self.name, str):
             raise ValueError(f"name must be a non-empty string, got {self.name!r}")
+        if "/" in self.name:
+            raise ValueError(
+                "name must not contain '/', which ends the group in logged names, got "
+                f"{self.name!r}"
+            )
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise TypeError(f"seed must be an integer, got {self.seed!r}")
 
@@ -67,6 +76,23 @@ class Settings:
     def meaning(self) -> dict[str, Any]:
         """What the numbers of a run depend on, and must not change within it."""
         return {"method": self.method, "rtol": self.rtol, "module_mode": self.module_mode}
+
+
+def _check_data(data: object) -> None:
+    """Refuse what cannot be a batch; the rest is up to the module's own transfer hooks."""
+    kind = type(data).__name__
+    if isinstance(data, Dataset):
+        raise TypeError(
+            f"data must be a batch or a DataLoader, got a {kind}: wrap it in DataLoader(...)"
+        )
+    if isinstance(data, (str, bytes, int, float, Iterator)):
+        raise TypeError(f"data must be a batch or a DataLoader, got a {kind}: {data!r}")
+    if isinstance(data, (list, tuple, Mapping)) and not data:
+        raise ValueError(f"data must be a batch or a DataLoader, got an empty {kind}")
+    if isinstance(data, list) and len(data) == 1 and isinstance(data[0], tuple):
+        raise TypeError(
+            "data must be a batch or a DataLoader, got a list of one tuple: pass the tuple itself"
+        )
 
 
 def _check_positive(name: str, value: object) -> None:

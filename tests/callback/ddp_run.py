@@ -55,7 +55,7 @@ class Findings(pl.Callback):
         trainer.save_checkpoint(f"{self.out}.ckpt")
         found = {
             "histories": [x.history for x in self.monitors],
-            "failures": [x._session.failures.count for x in self.monitors],
+            "failures": [x._session.failures.failed.total() for x in self.monitors],
             "skipped": [x._session.series.skipped for x in self.monitors],
             "metrics": {k: float(v) for k, v in trainer.callback_metrics.items()},
             "steps": trainer.global_step,

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import pytorch_lightning as pl
+import torch
+from torch.utils.data import TensorDataset
 
 from lightning_hessrank import HessianRankMonitor
 from lightning_hessrank.live import session
@@ -140,7 +142,30 @@ def test_arguments_and_defaults_are_those_of_the_documentation() -> None:
         ),
         ({"layers": 2}, TypeError, "layers must be True or False, got 2"),
         ({"name": ""}, ValueError, "name must be a non-empty string, got ''"),
+        (
+            {"name": "run/hessian"},
+            ValueError,
+            "name must not contain '/', which ends the group in logged names, got 'run/hessian'",
+        ),
         ({"seed": 0.5}, TypeError, "seed must be an integer, got 0.5"),
+        (
+            {"dashboard": "x"},
+            TypeError,
+            "dashboard must be None or a lightning_hessrank.dashboard.Dashboard, e.g. "
+            "Dashboard(figures=False), got 'x'",
+        ),
+        ({"data": []}, ValueError, "data must be a batch or a DataLoader, got an empty list"),
+        ({"data": "abc"}, TypeError, "data must be a batch or a DataLoader, got a str: 'abc'"),
+        (
+            {"data": [(torch.ones(2, 3), torch.ones(2))]},
+            TypeError,
+            "data must be a batch or a DataLoader, got a list of one tuple: pass the tuple itself",
+        ),
+        (
+            {"data": TensorDataset(torch.ones(2, 3))},
+            TypeError,
+            "data must be a batch or a DataLoader, got a TensorDataset: wrap it in DataLoader(...)",
+        ),
         (
             {"rtol": 1},
             ValueError,

@@ -73,6 +73,22 @@ def test_schedule(schedule: dict[str, Any], setup: dict[str, Any], expected: lis
     assert steps(monitor) == expected
 
 
+@pytest.mark.parametrize(
+    ("schedule", "setup", "expected"),
+    [
+        ({"every_n_epochs": 2}, {"max_epochs": 5}, [(0, 0), (8, 1), (16, 3), (20, 4)]),
+        ({"every_n_epochs": 2}, {"max_steps": 3}, [(0, 0), (3, 0)]),
+        ({"every_n_steps": 3}, {}, [(0, 0), (3, 0), (6, 1), (8, 1)]),
+    ],
+)
+def test_epoch_is_the_index_of_the_one_last_trained_in(
+    schedule: dict[str, Any], setup: dict[str, Any], expected: list[tuple[int, int]]
+) -> None:
+    monitor = strict(**schedule)
+    fit(monitor, **setup)
+    assert [(record["step"], record["epoch"]) for record in monitor.history] == expected
+
+
 def test_sanity_check_and_validation_measure_nothing() -> None:
     monitor = strict()
     trainer = fit(monitor, val=True, num_sanity_val_steps=2, val_check_interval=2)

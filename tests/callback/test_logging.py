@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 import pytest
@@ -82,3 +83,60 @@ def test_metrics_reach_trainer_loggers_and_progress_bar() -> None:
     assert trainer.progress_bar_metrics["curvature/rank"] == rank
     logged = [(step, x["curvature/rank"]) for step, x in logger.logged if "curvature/rank" in x]
     assert logged == [(record["step"], record["rank"]) for record in monitor.history]
+
+
+def test_an_estimate_does_not_pose_as_the_rank() -> None:
+    monitor = HessianRankMonitor(
+        method="lanczos", layers=True, prog_bar=True, progress_bar=False, on_error="raise"
+    )
+    trainer = fit(monitor, nn.Linear(4, 3), max_epochs=1)
+    rank = monitor.history[-1]["rank"]
+    assert trainer.progress_bar_metrics == {"hessian-estimate/rank": rank}
+    assert trainer.callback_metrics["hessian-estimate/rank"] == rank
+    exact = ("hessian/rank", "hessian-layers/rank")
+    assert not [name for name in trainer.callback_metrics if name.startswith(exact)]
+    assert "hessian-layers/estimate/net" in trainer.callback_metrics
+
+
+class Diverge(pl.Callback):
+    """Lets the weights be nan in the middle epoch of three."""
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        with torch.no_grad():
+            value = {0: None, 1: math.nan, 2: 0.1}[trainer.current_epoch]
+            if value is not None:
+                for parameter in pl_module.parameters():
+                    parameter.fill_(value)
+
+
+class Watch(pl.Callback):
+    """Keeps what other callbacks can monitor after each epoch."""
+
+    def __init__(self) -> None:
+        self.seen: list[dict[str, float]] = []
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        self.seen.append({k: float(v) for k, v in trainer.callback_metrics.items()})
+
+
+@pytest.mark.filterwarnings("ignore::lightning_hessrank.callback.HessianRankWarning")
+def test_no_old_value_stands_for_a_measurement_that_is_nan() -> None:
+    monitor, watch = HessianRankMonitor(method="dense"), Watch()
+    fit(monitor, nn.Linear(4, 3), max_epochs=3, callbacks=[Diverge(), monitor, watch])
+    before, during, after = watch.seen
+    finite = {name for name, value in before.items() if math.isfinite(value)}
+    assert {"hessian/rank_outer", "hessian/batch_bound", "hessian-tolerance/rank_1e-3"} <= finite
+    assert {"hessian-spectrum/lambda_max", "hessian-spectrum/gap"} <= finite
+    known = {"hessian-bound/", "hessian-time/"}
+    assert {name for name in finite if math.isfinite(during[name])} == {
+        name for name in finite if any(name.startswith(group) for group in known)
+    }
+    assert during.keys() == before.keys() <= after.keys()
+    assert math.isfinite(after["hessian/rank_outer"])
+
+
+def test_skipped_measurements_can_be_monitored() -> None:
+    monitor = HessianRankMonitor(method="dense", max_overhead=1e-9, on_error="raise")
+    trainer = fit(monitor, nn.Linear(4, 3))
+    assert len(monitor.history) == 1
+    assert trainer.callback_metrics["hessian-time/skipped"] == 2

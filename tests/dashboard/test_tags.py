@@ -68,6 +68,15 @@ def test_stochastic_counts_never_pose_as_exact() -> None:
     assert "hessian-tolerance/rank_machine" not in values
 
 
+def test_estimates_of_layers_have_names_of_their_own() -> None:
+    found = replace(
+        synthetic.measurement(stochastic=True), layers={"head": LayerRank(4.5, 9, bound=6)}
+    )
+    values = scalars(found)
+    assert values["hessian-layers/estimate/head"] == 4.5
+    assert not any(tag.startswith("hessian-layers/rank") for tag in values)
+
+
 def test_missing_pieces_have_no_name() -> None:
     values = scalars(Measurement(step=0, epoch=0, total=synthetic.sketch()), "fisher")
     assert set(values) == {

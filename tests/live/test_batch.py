@@ -87,6 +87,28 @@ def test_a_cut_keeps_the_first_samples_of_everything(batch: Any) -> None:
         assert cut.y == ["a", "b", "c"]
 
 
+@pytest.mark.parametrize(
+    "batch",
+    [
+        {"class_weights": torch.ones(3), "x": x(), "y": torch.arange(4)},
+        (torch.ones(3), x(), torch.arange(4)),
+        (x(), [{"boxes": torch.ones(2, 4), "labels": torch.ones(2)} for _ in range(4)]),
+        (x(), torch.ones(3)),  # one each: the first
+    ],
+    ids=["mapping", "tuple", "detection", "tie"],
+)
+def test_the_number_of_samples_is_that_of_most_tensors(batch: Any) -> None:
+    assert batch_size(batch) == 4
+
+
+def test_a_cut_leaves_what_is_not_per_sample() -> None:
+    weights = torch.ones(3)
+    cut = cut_batch({"class_weights": weights, "x": x(), "y": torch.arange(4)}, 2)
+    assert cut["class_weights"] is weights
+    assert torch.equal(cut["x"], x()[:2])
+    assert torch.equal(cut["y"], torch.arange(2))
+
+
 def test_a_tensor_that_occurs_twice_occurs_twice_in_the_copy() -> None:
     shared = x()
     first, second = clone_batch([shared, (shared,)])

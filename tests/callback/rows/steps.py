@@ -31,7 +31,8 @@ class ReturnsDict(Module):
     STEP,
     "loss written by hand",
     parts=False,
-    outcome="the total rank only: no known loss function was seen in the step, so the output of "
+    outcome="the total rank only, without parts and bound: no known loss function was seen in the "
+    "step, so the output of "
     'the network is unknown; return {"loss": loss, "output": output} from training_step or '
     "loss_fn, or use a loss of torch.nn.functional",
 )
