@@ -22,7 +22,7 @@ from lightning_hessrank.tolerance import NumericalRank, machine_rtol, numerical_
 #: Consecutive layers are sampled together up to this many parameters.
 GROUP_SIZE = 1024
 #: Multiply-adds that sampling may take: some seconds on one core.
-BUDGET = 10_000_000_000
+BUDGET = 6_000_000_000
 #: A sketch wider than this is not made: its eigenvalues take longer than seconds.
 MAX_SKETCH = 2500
 #: More entries of a Jacobian than this are not stored.
