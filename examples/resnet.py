@@ -1,11 +1,12 @@
-"""A network too large for exact ranks: estimates with error bars, within a time budget.
+"""A network too large for exact ranks: counts of outliers, within a time budget.
 
     python examples/resnet.py --figure resnet.png
 
-A residual network with batch norm. The stochastic method (Lanczos) estimates how many eigenvalues
-lie beyond a tolerance, with a standard error; ``max_overhead`` lets measuring take no more than its
-share of the time, and leaves out the measurements that would. Estimates have names of their own,
-``hessian-estimate/…``, since they are no exact ranks.
+A residual network with batch norm. The stochastic method (Lanczos) counts the eigenvalues beyond a
+tolerance: exactly as far as they have converged, with a standard error for the rest.
+``max_overhead`` lets measuring take no more than its share of the time, and leaves out the
+measurements that would. These counts have names of their own, ``hessian-estimate/…``, since they
+are no exact ranks.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class ResNet(pl.LightningModule):
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--epochs", type=int, default=25)
+    parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--width", type=int, default=4)
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--max-overhead", type=float, default=0.5)
@@ -81,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     pl.seed_everything(0)
     monitor = HessianRankMonitor(
-        method="lanczos", rtol=1e-2, max_samples=args.samples, max_overhead=args.max_overhead
+        method="lanczos", rtol=1e-1, max_samples=args.samples, max_overhead=args.max_overhead
     )
     data = Digits(batch_size=50)
     data.setup("fit")
@@ -94,18 +95,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     trainer.fit(ResNet(args.width), data.train_dataloader())
 
-    print(f"\n{'step':>5} {'loss':>8} {'eigenvalues beyond 1e-2':>24} {'seconds':>8}")
+    print(f"\n{'step':>5} {'loss':>8} {'eigenvalues beyond 1e-1':>24} {'seconds':>8}")
     for record in monitor.history:
         estimate = f"{record['rank']:.1f} ± {record['std_error']:.1f}"
         print(
             f"{record['step']:>5} {record['loss']:>8.4f} {estimate:>24} {record['seconds']:>8.1f}"
         )
-    last = monitor.history[-1]
+    last, scheduled = monitor.history[-1], args.epochs + 1
     print(
-        f"\n{last['num_parameters']} parameters; measuring took {last['overhead']:.0%} of the ",
+        f"\n{last['num_parameters']} parameters; {len(monitor.history)} of {scheduled} scheduled ",
         end="",
     )
-    print(f"time, and {last['skipped']} of the scheduled measurements were left out")
+    print(f"measurements were made, in {last['overhead']:.0%} of the time until the last of them")
     if args.figure:
         draw(monitor.history).savefig(args.figure)
 
@@ -117,7 +118,7 @@ def draw(history: list[dict[str, Any]]) -> Figure:
     steps, ranks = ([record[key] for record in history] for key in ("step", "rank"))
     errors = [2 * record["std_error"] for record in history]
     axes.errorbar(steps, ranks, errors, fmt="o-", color="#0072b2", capsize=3)
-    axes.set(xlabel="step", ylabel="eigenvalues beyond 1e-2 max|λ|", ylim=(0, None))
+    axes.set(xlabel="step", ylabel="eigenvalues beyond 1e-1 max|λ|", ylim=(0, None))
     return figure
 
 

@@ -212,6 +212,7 @@ class HessianRankMonitor(Callback):
         """Measure the trained network, unless that has just been done."""
         self._measure(trainer, pl_module)
         self._session.failures.summarise()
+        self._session.series.clock.stop()
 
     # -- one measurement -----------------------------------------------------------------------
 
@@ -243,8 +244,8 @@ class HessianRankMonitor(Callback):
         name, step = self.settings.name, trainer.global_step
         if measurement is None:
             values = {f"{name}-time/skipped": float(self._session.series.skipped)}
-            for logger in trainer.loggers if trainer.is_global_zero else ():
-                logger.log_metrics(values, step=step)
+            for each in trainer.loggers if trainer.is_global_zero else ():
+                each.log_metrics(values, step=step)
             return
         values = scalars(measurement, name)
         trainer.callback_metrics.update({k: torch.tensor(v) for k, v in values.items()})

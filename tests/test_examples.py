@@ -123,7 +123,7 @@ def test_plain_pytorch_metric_and_function_agree(capsys: pytest.CaptureFixture[s
     assert lines[-1].startswith(f"hessian_rank of the same data: {int(numbers(by_metric)[1])},")
 
 
-def test_resnet_estimates_have_error_bars_and_names_of_their_own() -> None:
+def test_resnet_counts_have_intervals_and_names_of_their_own() -> None:
     arguments = ["--epochs", "1", "--width", "2", "--samples", "8", "--max-overhead", "0.99"]
     load("resnet").main([*arguments, "--figure", "resnet.png"])
     assert len(scalars("resnet", "hessian-estimate/rank")) == 2

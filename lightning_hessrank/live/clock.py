@@ -22,9 +22,14 @@ class Clock:
         self.measured = 0.0
 
     def start(self) -> None:
-        """Begin, or go on after an interruption; the time in between does not count."""
+        """Begin, or go on after :meth:`stop` or in a resumed run."""
         self._before = self.elapsed
         self._started = self._now()
+
+    def stop(self) -> None:
+        """End, until :meth:`start` is called again."""
+        self._before = self.elapsed
+        self._started = None
 
     @property
     def elapsed(self) -> float:

@@ -85,9 +85,7 @@ def measure(
     """
     processes = processes or Processes()
     with undisturbed(), missing_derivatives_named():
-        curvature = _finite_curvature(subject, processes)
-        if verify:
-            check_product(subject.loss_function(), seed=seed)
+        curvature = _finite_curvature(subject, processes, verify=verify, seed=seed)
         known = all(processes.gather(curvature.outputs_known))
         unexplained = unexplained_share(curvature, seed=seed) if known else 0.0
         unexplained = max(processes.gather(unexplained))
@@ -137,10 +135,14 @@ def _limits(bound: RankBound | None) -> dict[Part, int | None]:
     return {"total": bound.total, "outer": bound.outer, "functional": bound.functional}
 
 
-def _finite_curvature(subject: Subject, processes: Processes) -> LossCurvature:
+def _finite_curvature(
+    subject: Subject, processes: Processes, *, verify: bool, seed: int
+) -> LossCurvature:
     """Evaluate the loss; where it is not finite on one process, it is not on any."""
     trouble, curvature = None, None
     try:
+        if verify:  # first, so that its graph is gone before the one that is kept
+            check_product(subject.loss_function(), seed=seed)
         curvature = LossCurvature(subject.loss_function())
     except NonFiniteError as error:
         trouble = str(error)

@@ -153,6 +153,13 @@ class Session:
                 'of the network is unknown; return {"loss": loss, "output": output} from '
                 "training_step or loss_fn, or use a loss of torch.nn.functional"
             )
+        if not series.verified and subject.has_initial_statistics():
+            logger.info(
+                "%s: batch norm is measured in evaluation mode, at step %d with the initial values "
+                "of its running statistics (module_mode='train' uses those of the batch)",
+                settings.name,
+                trainer.global_step,
+            )
         if ranks.choice:
             logger.info("%s: %s", settings.name, ranks.choice)
         series.meaning["method"] = ranks.total.method

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from lightning_hessrank.live.batch import batch_size, cast_batch, map_tensors
 from lightning_hessrank.live.isolation import differentiable_twice, frozen_rng, undisturbed
@@ -87,6 +88,16 @@ class Subject:
     def num_samples(self) -> int:
         """Samples in all batches."""
         return sum(self.sizes)
+
+    def has_initial_statistics(self) -> bool:
+        """Whether a batch norm is in evaluation mode, but has not seen a batch yet."""
+        return any(
+            isinstance(part, _NormBase)
+            and not part.training
+            and part.num_batches_tracked is not None
+            and int(part.num_batches_tracked) == 0
+            for part in self.shadow.modules()
+        )
 
     def evaluate(self, batch: Any) -> StepResult:
         """Run the step on one (cast) batch; the same value at every call."""

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from lightning_hessrank import HessianRankMonitor
 from lightning_hessrank.callback import HessianRankWarning
-from tests.callback.modules import CASES, REFUSED, Case
+from tests.callback.rows import CASES, REFUSED, Case
 from tests.callback.training import QUIET
 
 TABLE = Path(__file__).with_name("compatibility.md")

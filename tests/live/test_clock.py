@@ -38,6 +38,18 @@ def test_overhead_is_the_share_of_measuring_and_survives_resume() -> None:
     assert later.projected_overhead() == 4 / 18
 
 
+def test_time_between_two_fits_does_not_count() -> None:
+    now = FakeTime()
+    clock = Clock(now)
+    clock.start()
+    now.seconds = 3.0
+    clock.stop()
+    now.seconds = 50.0
+    clock.start()
+    now.seconds = 54.0
+    assert clock.elapsed == 7.0
+
+
 def test_a_measurement_that_fails_counts_too() -> None:
     now = FakeTime()
     clock = Clock(now)

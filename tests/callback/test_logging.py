@@ -1,0 +1,84 @@
+"""What the monitor says and logs besides the rank: initial statistics, layers, metrics."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import nn
+
+from lightning_hessrank import HessianRankMonitor
+from lightning_hessrank.live.log import logger as console
+from lightning_hessrank.tolerance import numerical_rank
+from tests.callback.training import QUIET, loader, memory_logger, plain_module
+
+
+def fit(monitor: HessianRankMonitor, net: nn.Module, **setup: Any) -> pl.Trainer:
+    trainer = pl.Trainer(**{**QUIET, "max_epochs": 2, "callbacks": [monitor], **setup})
+    trainer.fit(plain_module(pl, net=net), loader())
+    return trainer
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Any:
+    monkeypatch.setattr(console, "propagate", True)
+    caplog.set_level(logging.INFO, logger=console.name)
+    return caplog
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_initial_statistics_of_batch_norm_are_said_once(mode: Any, said: Any) -> None:
+    net = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3))
+    fit(HessianRankMonitor(method="dense", module_mode=mode, on_error="raise"), net)
+    about = [x for x in said.messages if "batch norm" in x]
+    assert about == (
+        []
+        if mode == "train"
+        else [
+            "hessian: batch norm is measured in evaluation mode, at step 0 with the initial values "
+            "of its running statistics (module_mode='train' uses those of the batch)"
+        ]
+    )
+
+
+def test_layers_have_the_ranks_of_their_diagonal_blocks() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    inputs, labels = next(iter(loader(6)))
+    inputs = inputs.double()
+    weights = {name: x.detach().clone() for name, x in net.named_parameters()}
+    monitor = HessianRankMonitor(method="dense", layers=True, on_error="raise")
+    fit(monitor, net, precision="64-true", max_epochs=1)
+    layers = monitor.history[0]["layers"]
+    assert list(layers) == ["net.0", "net.2"]
+    for name, found in layers.items():
+        own = {k: v for k, v in weights.items() if f"net.{k}".startswith(name)}
+        sizes = [x.numel() for x in own.values()]
+
+        def loss(flat: torch.Tensor, own: Any = own, sizes: Any = sizes) -> torch.Tensor:
+            moved = {
+                key: part.reshape(x.shape)
+                for (key, x), part in zip(own.items(), flat.split(sizes), strict=True)
+            }
+            outputs = torch.func.functional_call(net, {**weights, **moved}, (inputs,))
+            return nn.functional.cross_entropy(outputs, labels)
+
+        flat = torch.cat([x.flatten() for x in own.values()])
+        block = torch.autograd.functional.hessian(loss, flat)
+        assert isinstance(block, torch.Tensor)
+        assert found["rank"] == numerical_rank(torch.linalg.eigvalsh(block)).rank
+        assert found["num_parameters"] == sum(sizes)
+
+
+def test_metrics_reach_trainer_loggers_and_progress_bar() -> None:
+    logger = memory_logger(pl)
+    monitor = HessianRankMonitor(method="dense", name="curvature", prog_bar=True, on_error="raise")
+    trainer = fit(monitor, nn.Linear(4, 3), logger=logger)
+    rank = monitor.history[-1]["rank"]
+    assert trainer.callback_metrics["curvature/rank"] == rank
+    assert trainer.progress_bar_metrics["curvature/rank"] == rank
+    logged = [(step, x["curvature/rank"]) for step, x in logger.logged if "curvature/rank" in x]
+    assert logged == [(record["step"], record["rank"]) for record in monitor.history]
