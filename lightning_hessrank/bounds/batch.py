@@ -30,7 +30,7 @@ from torch import Tensor
 from lightning_hessrank.bounds.inputs import matrix_rank
 from lightning_hessrank.bounds.layers import LinearCall
 from lightning_hessrank.bounds.recorder import RecordedUse, UseRecorder
-from lightning_hessrank.bounds.surrogate import layer_name
+from lightning_hessrank.bounds.trace import layer_name
 from lightning_hessrank.results import BoundNotAvailableError, LayerBound, RankBound
 
 #: Patches wider than this are not looked into: their width is their rank.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_hessrank.bounds.model import LinearModel
-from lightning_hessrank.bounds.surrogate import Weights
+from lightning_hessrank.bounds.trace import Weights
 
 
 class GenericHessian:

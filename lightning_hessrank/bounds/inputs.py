@@ -65,11 +65,20 @@ class InputSpan:
         """Draw ``count`` generic inputs from the span, well conditioned; affine ones if asked."""
         if self.data is None and self.given_rank is None:
             return unflatten(_gaussian(self.like[0], generator, count, self.features), self.like)
-        basis = self._affine_basis if affine else self._basis
-        rows = _mixture(self.like[0], generator, count, len(basis)) @ basis
-        if affine:
-            rows = rows[:, :-1] / rows[:, -1:]
-        return unflatten(rows, self.like)
+        if not affine:
+            basis = self._basis
+            return unflatten(
+                _mixture(self.like[0], generator, count, len(basis)) @ basis, self.like
+            )
+        # With a one appended: every row gets the same, not too small, share of the constant, since
+        # inputs that dwarf the constant would hide ranks in rounding.
+        basis = self._affine_basis
+        constant = basis[:, -1]
+        share = float(constant.norm())
+        along = constant / share
+        mixture = _mixture(self.like[0], generator, count, len(basis))
+        mixture = mixture - (mixture @ along)[:, None] * along + along
+        return unflatten((mixture @ basis)[:, :-1] / share, self.like)
 
     @cached_property
     def _basis(self) -> Tensor:

@@ -12,7 +12,7 @@ from lightning_hessrank.bounds.model import LinearModel, linear_model
 from lightning_hessrank.bounds.network import LossKind, Network
 from lightning_hessrank.bounds.patch import Ranks, patch_ranks
 from lightning_hessrank.bounds.sampling import generic_ranks, generic_width, sharpened
-from lightning_hessrank.bounds.surrogate import INPUT, LayerUse, layer_name
+from lightning_hessrank.bounds.trace import INPUT, LayerUse, layer_name
 from lightning_hessrank.results import (
     BoundKind,
     BoundNotAvailableError,

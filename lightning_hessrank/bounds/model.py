@@ -10,7 +10,8 @@ from torch import Tensor
 
 from lightning_hessrank.bounds.inputs import InputSpan, flatten
 from lightning_hessrank.bounds.network import LossKind, Network
-from lightning_hessrank.bounds.surrogate import Surrogate, Trace, Weights, layer_name
+from lightning_hessrank.bounds.surrogate import Surrogate
+from lightning_hessrank.bounds.trace import Trace, Weights, layer_name
 from lightning_hessrank.results import BoundNotAvailableError
 
 
@@ -118,6 +119,7 @@ def linear_model(
     used = torch.autograd.grad(
         [f.sum() for f in trace.outputs], trace.inputs, allow_unused=True, retain_graph=True
     )
+    _check_parameters(network, trace)
     relevant = [i for i, grad in enumerate(used) if grad is not None]
     constant = _check_samples(surrogate, weights, probes, trace)
     if trace.softmax_dim is not None and loss.name in {"nll_loss", "cross_entropy", "kl_div"}:
@@ -138,6 +140,21 @@ def linear_model(
         constant,
         generator,
     )
+
+
+def _check_parameters(network: Network, trace: Trace) -> None:
+    """Check that every use of a parameter was seen: none of their own values is in the outputs."""
+    own = {name: p for name, p in network.parameters.items() if p.requires_grad}
+    grads = torch.autograd.grad(
+        [f.sum() for f in trace.outputs], list(own.values()), allow_unused=True, retain_graph=True
+    )
+    for name, grad in zip(own, grads, strict=True):
+        if grad is not None:
+            raise BoundNotAvailableError(
+                f"layer '{layer_name(name)}': its parameter {name} is used where calls of PyTorch "
+                "functions cannot be seen (a scripted or compiled module, a custom autograd "
+                "function), so the network has no linear surrogate"
+            )
 
 
 def _restricted(

@@ -41,7 +41,7 @@ from dataclasses import dataclass
 from lightning_hessrank.bounds.model import LinearModel
 from lightning_hessrank.bounds.slices import PatchSpans, UseSpans, patch_spans
 from lightning_hessrank.bounds.spans import GrowingSpan
-from lightning_hessrank.bounds.surrogate import LayerUse, layer_name
+from lightning_hessrank.bounds.trace import LayerUse, layer_name
 
 
 @dataclass(frozen=True)

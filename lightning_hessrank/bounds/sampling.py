@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from lightning_hessrank.bounds.generic import GenericHessian
-from lightning_hessrank.bounds.inputs import matrix_rank
 from lightning_hessrank.bounds.model import LinearModel
 from lightning_hessrank.bounds.patch import Ranks
-from lightning_hessrank.tolerance import machine_rtol, numerical_rank
+from lightning_hessrank.tolerance import NumericalRank, machine_rtol, numerical_rank
 
 #: Consecutive layers are sampled together up to this many parameters.
 GROUP_SIZE = 1024
@@ -30,6 +29,10 @@ MAX_SKETCH = 2500
 MAX_JACOBIAN = 10_000_000
 #: A sketch is wider than the rank it has to show by this margin.
 MARGIN = 16
+#: Ratio of the last singular value counted to the first one not counted that makes a rank certain.
+CLEAR_GAP = 1e4
+#: Random points at which a rank without such a gap is looked for.
+ATTEMPTS = 3
 
 
 def jacobian_is_cheap(model: LinearModel) -> bool:
@@ -50,8 +53,29 @@ def generic_width(model: LinearModel, bound: Ranks) -> int | None:
 def generic_ranks(model: LinearModel, bound: Ranks, width: int) -> Ranks:
     """Exact generic ranks of the Hessian and its parts, and of the layers' column blocks.
 
-    With ``width`` above the rank, a Gaussian sketch ``VᵀHV`` has the rank of ``H``.
+    With ``width`` above the rank, a Gaussian sketch ``VᵀHV`` has the rank of ``H``. Where the
+    spectrum shows no clear gap, other random points are tried, and the largest rank counts: no
+    point shows more than the generic rank but by rounding.
     """
+    found, total, outer, functional = bound, 0, 0, 0
+    for _ in range(ATTEMPTS):
+        found, ranks = _generic_at_one_point(model, bound, width)
+        total = max(total, ranks[0].rank)
+        outer = max(outer, ranks[1].rank)
+        functional = max(functional, ranks[2].rank)
+        if all(_is_clear(r) for r in ranks):
+            break
+    return replace(
+        found,
+        total=min(total, bound.total),
+        outer=min(outer, bound.outer),
+        functional=min(functional, bound.functional),
+    )
+
+
+def _generic_at_one_point(
+    model: LinearModel, bound: Ranks, width: int
+) -> tuple[Ranks, tuple[NumericalRank, ...]]:
     hessian = GenericHessian(model)
     p = hessian.size
     V = _gaussian(model, p, width) if width < p else torch.eye(p, dtype=torch.float64)
@@ -60,17 +84,16 @@ def generic_ranks(model: LinearModel, bound: Ranks, width: int) -> Ranks:
     pushed = outer.rows @ V
     total_core = functional_core + outer.core(pushed, pushed)
     columns = dict(bound.columns)
-    for layer in model.layers:
-        if width == p:
+    if width == p:
+        for layer in model.layers:
             block = functional_core[:, _places(model, [layer])]
             columns[layer] = _rank_up_to(block, bound.columns[layer], model)
-    return Ranks(
-        _symmetric_rank(total_core),
-        matrix_rank(pushed),
-        _symmetric_rank(functional_core),
-        columns,
-        bound.total_columns,
-    )
+    ranks = (_symmetric_rank(total_core), _rank(pushed), _symmetric_rank(functional_core))
+    return replace(bound, columns=columns), ranks
+
+
+def _is_clear(rank: NumericalRank) -> bool:
+    return rank.gap is None or rank.gap >= CLEAR_GAP
 
 
 def sharpened(model: LinearModel, bound: Ranks) -> Ranks:
@@ -188,14 +211,23 @@ def _gaussian(model: LinearModel, rows: int, columns: int) -> Tensor:
 
 
 def _rank_up_to(matrix: Tensor, limit: int, model: LinearModel) -> int:
-    """Rank of a matrix that is known to be at most ``limit``: of its sketch from both sides."""
+    """Rank of a matrix that is known to be at most ``limit``: of its sketch from both sides.
+
+    Where the singular values show no clear gap, ``limit`` itself.
+    """
     width = limit + MARGIN
     if width < matrix.shape[1]:
         matrix = matrix @ _gaussian(model, matrix.shape[1], width).to(matrix)
     if width < matrix.shape[0]:
         matrix = _gaussian(model, width, matrix.shape[0]).to(matrix) @ matrix
-    return matrix_rank(matrix)
+    rank = _rank(matrix)
+    return min(limit, rank.rank) if _is_clear(rank) else limit
 
 
-def _symmetric_rank(matrix: Tensor) -> int:
-    return numerical_rank(torch.linalg.eigvalsh((matrix + matrix.T) / 2)).rank
+def _rank(matrix: Tensor) -> NumericalRank:
+    values = torch.linalg.svdvals(matrix)
+    return numerical_rank(values, machine_rtol(max(matrix.shape)))
+
+
+def _symmetric_rank(matrix: Tensor) -> NumericalRank:
+    return numerical_rank(torch.linalg.eigvalsh((matrix + matrix.T) / 2))

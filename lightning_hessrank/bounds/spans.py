@@ -10,7 +10,7 @@ from lightning_hessrank.tolerance import numerical_rank
 #: Spans that may be wider than this are not looked into: their width is their bound.
 MAX_WIDTH = 800
 #: A vector of unit size that lies in the span up to this adds nothing to it.
-TOLERANCE = 1e-10
+TOLERANCE = 1e-12
 
 
 class GrowingSpan:

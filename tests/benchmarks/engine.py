@@ -269,6 +269,41 @@ def coverage(rounds: int, estimates: int = 100) -> dict[float, tuple[int, float]
     return found
 
 
+def growth(rounds: int) -> None:
+    """Time against p: dense of MLPs with ReLU, sketch of linear ones; fitted slopes."""
+    del rounds
+    dense, sketched = [], []
+    for width in (16, 24, 36, 54):
+        subject = subjects.mlp((64, width, width, 10))
+        seconds = timed(lambda s=subject: dense_rank(s.curvature().operator()))[0]
+        dense.append((subject.size, seconds))
+    for width in (32, 48, 72, 108):
+        subject = subjects.linear_mlp((width, width, width, 4))
+        bound = 20 * width - 32  # closed form, four outputs
+        operator = subject.curvature().operator()
+        seconds = timed(lambda o=operator, b=bound: sketch_rank(o, max_rank=b))[0]
+        sketched.append((subject.size, seconds))
+    rows = [("method", "p: CPU seconds", "slope")]
+    for name, points in (("dense", dense), ("sketch, linear", sketched)):
+        p, t = torch.tensor(points, dtype=torch.float64).log().T
+        slope = float(((p - p.mean()) * (t - t.mean())).sum() / ((p - p.mean()) ** 2).sum())
+        rows.append((name, ", ".join(f"{a:,}: {b:.2f}" for a, b in points), f"{slope:.2f}"))
+    table(rows)
+    _plot({"dense (ReLU)": dense, "sketch (linear)": sketched}, Path("growth.png"))
+
+
+def _plot(curves: dict[str, list[tuple[int, float]]], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    axes = Figure(figsize=(4.2, 2.9), dpi=160, layout="constrained").add_subplot()
+    for (name, points), marker in zip(curves.items(), "os", strict=True):
+        axes.loglog(*zip(*points, strict=True), marker=marker, label=name)
+    axes.set(xlabel="parameters", ylabel="CPU seconds", title="exact rank, one thread")
+    axes.legend()
+    axes.figure.savefig(path)
+    print(f"\nplot: {path}")
+
+
 BENCHMARKS: dict[str, Callable[[int], object]] = {
     "mlp": lambda rounds: exact_rank(subjects.mlp, rounds),
     "cnn": lambda rounds: exact_rank(subjects.cnn, rounds),
@@ -277,6 +312,7 @@ BENCHMARKS: dict[str, Callable[[int], object]] = {
     "large-sketch": large_sketch,
     "resnet": resnet,
     "coverage": coverage,
+    "growth": growth,
 }
 
 if __name__ == "__main__":

@@ -80,29 +80,26 @@ def cnn(channels: tuple[int, int] = (8, 12), samples: int = 256, train: int = 0)
     return Subject(net, nn.CrossEntropyLoss(), x[:samples], y[:samples])
 
 
-def linear_mlp() -> Subject:
-    """128-96-96-4 without activations and biases: rank 2,016 of 21,888."""
+def linear_mlp(widths: tuple[int, ...] = (128, 96, 96, 4)) -> Subject:
+    """Without activations and biases; as it is: rank 2,016 of 21,888."""
     torch.manual_seed(0)
-    net = nn.Sequential(*(nn.Linear(c, m, bias=False) for c, m in ((128, 96), (96, 96), (96, 4))))
-    return Subject(
-        net.double(), nn.MSELoss(), torch.randn(400, 128).double(), torch.randn(400, 4).double()
-    )
+    net = nn.Sequential(*(nn.Linear(c, m, bias=False) for c, m in pairwise(widths)))
+    x, y = torch.randn(400, widths[0]).double(), torch.randn(400, widths[-1]).double()
+    return Subject(net.double(), nn.MSELoss(), x, y)
 
 
 def linear_cnn() -> Subject:
-    """Three 5-tap convolutions in a row over time, and a pooled head; p = 103,000."""
+    """Two 5-tap convolutions over time, a pooled head, one output; p = 101,672."""
     torch.manual_seed(0)
     net = nn.Sequential(
-        nn.Conv1d(2, 140, 5, bias=False),
-        nn.Conv1d(140, 140, 5, bias=False),
+        nn.Conv1d(1, 142, 5, bias=False),
+        nn.Conv1d(142, 142, 5, bias=False),
         nn.AdaptiveAvgPool1d(1),
         nn.Flatten(),
-        nn.Linear(140, 30, bias=False),
-        nn.Linear(30, 2, bias=False),
+        nn.Linear(142, 1, bias=False),
     )
-    return Subject(
-        net.double(), nn.MSELoss(), torch.randn(64, 2, 12).double(), torch.randn(64, 2).double()
-    )
+    x, y = torch.randn(32, 1, 12).double(), torch.randn(32, 1).double()
+    return Subject(net.double(), nn.MSELoss(), x, y)
 
 
 class _Block(nn.Module):

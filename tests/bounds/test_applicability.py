@@ -283,3 +283,25 @@ def test_the_generic_rank_of_a_large_network_is_refused() -> None:
         "the exact generic rank of this network (567,000 parameters, rank up to 22,000) would "
         "take too long; pass kind='patch' or kind='auto'"
     )
+
+
+def test_a_parameter_that_is_used_out_of_sight_is_noticed() -> None:
+    class Hidden(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+            ctx.save_for_backward(x, weight)
+            return x @ weight.T
+
+        @staticmethod
+        def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
+            x, weight = ctx.saved_tensors
+            return g @ weight, g.T @ x
+
+    model = Forward(lambda m, x: m.two(Hidden.apply(x, m.one.weight)) + x.sum(1, keepdim=True))
+    with pytest.raises(BoundNotAvailableError) as caught:
+        rank_bound(model, torch.zeros(1, 4))
+    assert str(caught.value) == (
+        "layer 'one': its parameter one.weight is used where calls of PyTorch functions cannot be "
+        "seen (a scripted or compiled module, a custom autograd function), so the network has no "
+        "linear surrogate"
+    )

@@ -1,0 +1,118 @@
+"""What one run of the linear surrogate saw, and the weights that it runs with."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from lightning_hessrank.bounds.layers import LinearCall, Slices
+
+INPUT = -1
+"""Source of an activation that is the network's input."""
+
+
+@dataclass(frozen=True, eq=False)
+class Activation:
+    """What is known of a tensor that depends on the inputs."""
+
+    source: int | None
+    """The use whose output it is, up to identities and reshapes; ``INPUT``; or ``None``."""
+    positions: int = 1
+    """Positions per channel, where channels and positions were flattened into one dimension."""
+    token: object = field(default_factory=object)
+    """Shared by tensors that are equal in the surrogate, such as ``x`` and ``sigmoid(x)``."""
+    problem: str | None = None
+    """Why it is not a multilinear function of inputs and parameters, if it is not."""
+    softmax_dim: int | None = None
+    """Set on the output of a ``log_softmax``: along it, a shift is not seen by what follows."""
+
+
+@dataclass(frozen=True)
+class Weight:
+    """What is known of a tensor that depends on parameters but not on the inputs."""
+
+    names: frozenset[str]
+    linear: bool = True
+    """Whether it is linear in each of them: views, transposes, multiples."""
+
+
+@dataclass(frozen=True, eq=False)
+class LayerUse:
+    """One use of parameters: a linear operation, or one only known to be linear in its input."""
+
+    index: int
+    weights: frozenset[str]
+    """Names of the parameters that the weight is made of."""
+    biases: frozenset[str]
+    call: LinearCall | None
+    """``None``: the parameters enter in another way than as a weight with a matrix."""
+    source: int | None
+    """The use whose output this one reads; see :class:`Activation`."""
+    is_linear: bool
+    """Whether the operation is linear in each of these parameters."""
+    output: Tensor
+    folded: Slices | None = None
+    """For a linear layer that reads flattened feature maps: ``c`` channels at ``k`` positions."""
+
+
+@dataclass
+class Trace:
+    """What one run of the surrogate did."""
+
+    inputs: tuple[Tensor, ...] = ()
+    """Leaves of the graph that the outputs were computed with."""
+    outputs: tuple[Tensor, ...] = ()
+    uses: list[LayerUse] = field(default_factory=list)
+    replaced: list[str] = field(default_factory=list)
+    """What was replaced, in words; empty where the network itself is multilinear."""
+    sources: tuple[int | None, ...] = ()
+    """The use whose output each output is."""
+    softmax_dim: int | None = None
+    """Of the ``log_softmax`` that a single output came from."""
+
+
+class Weights:
+    """Values that the surrogate runs with, in place of the network's own parameters."""
+
+    def __init__(self, parameters: Mapping[str, Tensor], generator: torch.Generator) -> None:
+        self.generator = generator
+        self.values = {name: self.draw(p) for name, p in parameters.items()}
+        self._constants: list[Tensor] = []
+        self._next = 0
+
+    def draw(self, like: Tensor) -> Tensor:
+        """Gaussian of the size of ``like``, scaled so that signals keep their size."""
+        value = torch.randn(like.shape, generator=self.generator, dtype=torch.float64)
+        if like.ndim >= 2:
+            value /= max(1, like[0].numel()) ** 0.5
+        return value.to(like)
+
+    def moved(self) -> Weights:
+        """The same weights with a random direction as tangent, for forward-mode derivatives."""
+        moved = copy.copy(self)
+        moved.values = {
+            name: forward_ad.make_dual(value, self.draw(value))
+            for name, value in self.values.items()
+        }
+        return moved
+
+    def rewind(self) -> None:
+        """Start a run: constants come in the order in which they were first drawn."""
+        self._next = 0
+
+    def constant(self, like: Tensor, size: int) -> Tensor:
+        """A random vector that stays the same in every run: a statistic of batch norm."""
+        if self._next == len(self._constants):
+            self._constants.append(torch.randn(size, generator=self.generator, dtype=torch.float64))
+        self._next += 1
+        return self._constants[self._next - 1].to(like)
+
+
+def layer_name(parameter: str) -> str:
+    """Qualified name of the module that owns a parameter, or the parameter's own at top level."""
+    return parameter.rpartition(".")[0] or parameter

@@ -1,0 +1,31 @@
+"""The benchmarks' claims, as far as they do not hang on the machine: ``pytest -m benchmark``."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.benchmarks import engine, subjects
+from tests.benchmarks.peers import PEERS
+
+pytestmark = pytest.mark.benchmark
+
+
+@pytest.mark.skipif(not PEERS, reason="needs pip install lightning-hessrank[bench]")
+@pytest.mark.parametrize(("build", "least"), [(subjects.mlp, 1.1), (subjects.cnn, 4.0)])
+def test_exact_rank_is_the_same_and_sooner(build, least: float) -> None:
+    ratios = engine.exact_rank(build, rounds=1)
+    assert min(r for name, r in ratios.items() if name != "lightning-hessrank") >= least
+
+
+def test_sketch_beats_the_dense_matrix() -> None:
+    assert engine.sketch(rounds=1) >= 40
+
+
+def test_product_costs_about_two_gradients() -> None:
+    assert engine.resnet(rounds=3)["lightning-hessrank, one"] <= 2.5
+
+
+def test_intervals_cover_the_dense_count() -> None:
+    for covered, width in engine.coverage(1).values():
+        assert covered >= 90
+        assert width <= 1
