@@ -71,9 +71,11 @@ class Subject:
         self.total_samples = sum(self.sizes) if total_samples is None else total_samples
         self._step = step
         self._seed = seed
-        self._live = {id(p) for p in module.parameters()}
         with undisturbed():
             self.shadow = shadow_copy(module, dtype=dtype, device=device, trainer=trainer)
+        self._live = {id(p) for p in module.parameters()} - {
+            id(p) for p in self.shadow.parameters()
+        }
         if training is not None:
             self.shadow.train(training)
         self._recurrent = any(isinstance(part, nn.RNNBase) for part in self.shadow.modules())
