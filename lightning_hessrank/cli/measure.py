@@ -133,7 +133,11 @@ def measure(
         "layers": layers,
         "seed": seed,
     }
-    names = {"data": data.text, "loss_fn": None if loss_fn is None else loss_fn.text}
+    names = {
+        "model": model.text,
+        "data": data.text,
+        "loss_fn": None if loss_fn is None else loss_fn.text,
+    }
     try:
         run = open_run(
             output or checkpoints / "hessrank",

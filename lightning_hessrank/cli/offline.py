@@ -152,7 +152,9 @@ class OfflineRun:
         self.table.at(checkpoint)
         self.monitor.on_train_end(self.trainer, module)  # unless just measured
         kept = {"settings": self.settings, "monitor": self.monitor.state_dict()}
-        torch.save(kept, self.folder / _STATE)
+        unfinished = self.folder / f"{_STATE}.part"
+        torch.save(kept, unfinished)
+        os.replace(unfinished, self.folder / _STATE)  # an interruption leaves the old or the new
         return self.monitor.history[-1]
 
     def close(self) -> None:
@@ -189,7 +191,7 @@ def open_run(
         data: as the monitor takes it.
         loss_fn: as the monitor takes it.
         settings: further arguments of the monitor.
-        names: how data and loss function were named, for the comparison with what is there.
+        names: how model, data and loss function were named, to compare with what is there.
 
     Raises:
         SettingsChangedError: the folder was measured with other settings.

@@ -48,13 +48,13 @@ def bound_inputs(subject: Subject) -> BoundInputs:
             "the batches of the reference data have samples of different shapes"
         )
 
+    places = [output.place for output in result.outputs]
+
     def forward(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         batch = _substitute(template, subject.sizes[0], inputs)
-        tensors = [output.tensor for output in subject.evaluate(batch).outputs]
-        # Where gradients with respect to the inputs are taken, floating targets, which enter the
-        # loss as well, pass for outputs.
-        outputs = [x for x in tensors if all(x is not y for y in inputs)]
-        return tuple(outputs[: len(result.outputs)])
+        # Where gradients with respect to the inputs are taken, floating targets pass for outputs.
+        seen = {output.place: output.tensor for output in subject.evaluate(batch).outputs}
+        return tuple(seen[place] for place in places)
 
     data = tuple(torch.cat(column) for column in zip(*columns, strict=True))
     return BoundInputs(Network(forward, columns[0], subject.parameters), _loss_kind(result), data)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -53,15 +53,24 @@ class RecognisedOutput:
     """Short name of the loss function."""
     class_dim: int | None
     """Dimension along which a common shift leaves the loss unchanged (softmax), or ``None``."""
+    place: tuple[int, int] = (-1, 0)
+    """Number of the loss call and of the argument: the same in every run of the step."""
 
 
 class OutputRecorder(TorchFunctionMode):
-    """While active, remembers what enters the loss functions of ``torch.nn.functional``."""
+    """While active, remembers what enters the loss functions of ``torch.nn.functional``.
+
+    A loss gets an alias of each output, a node of its own in the graph, and the alias is what is
+    remembered: so a derivative with respect to it is one of the loss alone, even where the network
+    goes on from the same tensor to another output.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.outputs: list[RecognisedOutput] = []
-        # Keyed by id: the tensors stay alive in the graph for as long as this mode is active.
+        self._calls = 0
+        # Keyed by id; the tensors are kept with them, since ids are used again.
+        self._aliases: dict[int, tuple[Tensor, Tensor]] = {}
         self._links: dict[int, tuple[Tensor, Tensor, int | None]] = {}
 
     def __torch_function__(
@@ -73,25 +82,45 @@ class OutputRecorder(TorchFunctionMode):
     ) -> Any:
         """Run ``func``; note links and outputs."""
         kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        if func in _SOFTMAX:
-            source = args[0] if args else kwargs["input"]
+        if func in _SOFTMAX or func in _SIGMOID:
+            name, source = ("", args[0]) if args else ("input", kwargs.get("input"))
+            if not _differentiable(source):
+                return func(*args, **kwargs)
+            alias = self._alias(source)
+            kwargs = {**kwargs, name: alias} if name else kwargs
+            result = func(*(args if name else (alias, *args[1:])), **kwargs)
             dim = kwargs.get("dim", args[1] if len(args) > 1 else -1)
-            self._links[id(result)] = (result, source, source.ndim + dim if dim < 0 else dim)
-        elif func in _SIGMOID:
-            self._links[id(result)] = (result, args[0] if args else kwargs["input"], None)
-        elif func in _LOSSES:
-            self._note(_LOSSES[func], [*args, *kwargs.values()])
-        return result
+            along = dim % max(source.ndim, 1) if func in _SOFTMAX and dim is not None else None
+            self._links[id(result)] = (result, alias, along)
+            return result
+        if func in _LOSSES:
+            loss, call = _LOSSES[func], self._calls
+            self._calls += 1
+            args = tuple(self._note(loss, (call, i), x) for i, x in enumerate(args))
+            named = enumerate(kwargs.items(), start=len(args))
+            kwargs = {name: self._note(loss, (call, i), x) for i, (name, x) in named}
+        return func(*args, **kwargs)
 
-    def _note(self, loss: str, arguments: list[Any]) -> None:
-        for tensor in arguments:
-            if not (isinstance(tensor, Tensor) and tensor.requires_grad):
-                continue
-            class_dim = None
-            if loss == "cross_entropy":
-                class_dim = 1 if tensor.ndim > 1 else 0
-            _, source, link_dim = self._links.get(id(tensor), (tensor, tensor, None))
-            class_dim = class_dim if link_dim is None else link_dim
-            if all(source is not known.tensor for known in self.outputs):
-                self.outputs.append(RecognisedOutput(source, loss, class_dim))
+    def _alias(self, tensor: Tensor) -> Tensor:
+        _, alias = self._aliases.setdefault(id(tensor), (tensor, tensor.view_as(tensor)))
+        return alias
+
+    def _note(self, loss: str, place: tuple[int, int], argument: Any) -> Any:
+        """Remember an argument of a loss, if it is an output; return what the loss gets for it."""
+        if not _differentiable(argument):
+            return argument
+        class_dim = None
+        if id(argument) in self._links:
+            _, output, class_dim = self._links[id(argument)]
+        else:
+            argument = output = self._alias(argument)
+        if loss == "cross_entropy":
+            class_dim = 1 if output.ndim > 1 else 0
+        if all(output is not known.tensor for known in self.outputs):
+            self.outputs.append(RecognisedOutput(output, loss, class_dim, place))
+        return argument
+
+
+def _differentiable(value: Any) -> TypeGuard[Tensor]:
+    """Whether a value depends on parameters; a parameter itself (in a penalty) is no output."""
+    return isinstance(value, Tensor) and value.requires_grad and not value.is_leaf

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
+import torch
 from torch import Tensor, nn
 
-from lightning_hessrank.live.batch import list_tensors
+from lightning_hessrank.live.batch import list_tensors, map_tensors
 from lightning_hessrank.live.output import OutputRecorder, RecognisedOutput
 from lightning_hessrank.live.trainer_view import ManualOptimizationError
 
@@ -69,13 +70,10 @@ def model_step(loss_fn: Callable[[Any, Any], Tensor]) -> Step:
 
     def step(model: nn.Module, batch: Any) -> StepResult:
         inputs, targets = batch
-        outputs = model(inputs)
-        loss, recognised = _record("loss_fn", lambda: loss_fn(outputs, targets))
-        kinds = {id(x.tensor): x for x in recognised}
+        outputs = map_tensors(model(inputs), lambda x: x.view_as(x))  # see OutputRecorder
+        loss, _ = _record("loss_fn", lambda: loss_fn(outputs, targets))
         tensors = [x for x in list_tensors(outputs) if x.requires_grad]
-        return StepResult(
-            loss, tuple(kinds.get(id(x), RecognisedOutput(x, "custom", None)) for x in tensors)
-        )
+        return StepResult(loss, tuple(RecognisedOutput(x, "custom", None) for x in tensors))
 
     return step
 
@@ -85,13 +83,21 @@ def _record(name: str, call: Callable[[], Any]) -> StepResult:
         result = call()
     loss, named = _loss_of(name, result)
     outputs = tuple(recorder.outputs)
-    if named is not None:
+    if not outputs and _is_output(named, loss):
         outputs = (RecognisedOutput(named, "named", None),)
     return StepResult(loss, outputs)
 
 
-def _loss_of(name: str, result: Any) -> tuple[Tensor, Tensor | None]:
-    """Return the scalar loss of a step's result, and the output where the user named one."""
+def _is_output(named: Any, loss: Tensor) -> TypeGuard[Tensor]:
+    """Whether what the user returned as ``"output"`` (for logging, maybe) is what the loss sees."""
+    if not (isinstance(named, Tensor) and named.is_floating_point() and named.requires_grad):
+        return False
+    (gradient,) = torch.autograd.grad(loss, named, allow_unused=True, retain_graph=True)
+    return gradient is not None
+
+
+def _loss_of(name: str, result: Any) -> tuple[Tensor, Any]:
+    """Return the scalar loss of a step's result, and what it calls its output."""
     output = None
     if isinstance(result, Mapping):
         if "loss" not in result:
@@ -117,4 +123,4 @@ def _loss_of(name: str, result: Any) -> tuple[Tensor, Tensor | None]:
             f"the loss of {name} does not depend on any trainable parameter (no gradient flows); "
             "look for .detach(), torch.no_grad() or frozen parameters"
         )
-    return result.reshape(()), output if isinstance(output, Tensor) else None
+    return result.reshape(()), output

@@ -73,6 +73,9 @@ class Subject:
         self._seed = seed
         with undisturbed():
             self.shadow = shadow_copy(module, dtype=dtype, device=device, trainer=trainer)
+        self._live = {id(p) for p in module.parameters()} - {
+            id(p) for p in self.shadow.parameters()
+        }
         if training is not None:
             self.shadow.train(training)
         self._recurrent = any(isinstance(part, nn.RNNBase) for part in self.shadow.modules())
@@ -123,8 +126,25 @@ class Subject:
         ]
         return LossFunction(self.parameters, terms)
 
+    def _check_own_parameters(self, loss: Tensor) -> None:
+        """Refuse a step that computes with the live module's parameters, not the copy's."""
+        waiting, seen = [loss.grad_fn], set()
+        while waiting:
+            node = waiting.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            if id(getattr(node, "variable", None)) in self._live:
+                raise ValueError(
+                    "the loss is computed from the parameters of the live module, not from those "
+                    "of the copy that is measured: loss_fn refers to a module outside of it; use "
+                    "its first argument instead (loss_fn(module, batch), or model in hessian_rank)"
+                )
+            waiting.extend(parent for parent, _ in node.next_functions)
+
     def _evaluation(self, batch: Any) -> Evaluation:
         loss, outputs = self.evaluate(batch)
+        self._check_own_parameters(loss)
         return Evaluation(loss, tuple(output.tensor for output in outputs))
 
     def release(self) -> None:

@@ -108,8 +108,11 @@ def outer_factor(graph: Graph, layers: Sequence[Layer], indices: Sequence[int]) 
     root = _root_of_loss(graph, output, per_sample)
     if root is None:
         return None
-    signals = graph.batching.pull_back([output], [x.output for x in used], [root])
-    factor = _rows(used, signals, parameters)
+    if len(root):
+        signals = graph.batching.pull_back([output], [x.output for x in used], [root])
+        factor = _rows(used, signals, parameters)
+    else:  # the loss is flat in the output, as an absolute error is
+        factor = output.new_zeros(0, sum(x.numel() for x in parameters))
     return factor if _agrees(graph, factor, indices) else None
 
 

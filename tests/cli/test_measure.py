@@ -170,6 +170,8 @@ def test_settings_are_fixed_within_a_folder(run: list[dict[str, Any]], hessrank:
         "Error: run/hessrank has measurements with rtol=None, not 0.1: one folder, one meaning; "
         "choose another --output, or the same settings"
     )
+    other = ("measure", "train:Net(lr=0.2)", *COMMAND[2:])  # the weights would fit
+    assert "measurements with model='train:Net', not 'train:Net(" in hessrank(*other).stderr
     assert hessrank(*COMMAND, "--rtol", "0.1", "--output", "other").exit_code == 0
 
 

@@ -23,16 +23,30 @@ module = sys.modules["lightning_hessrank.estimators.choose"]
 
 
 class Slow(DenseOperator):
-    """Takes a while for every product."""
+    """Is said to take a while for every product; no test hangs on this machine's clock."""
 
     def __init__(self, matrix: Tensor, seconds: float) -> None:
         super().__init__(matrix)
         self.seconds = seconds
-        self.block_size = 4
 
-    def matmat(self, vectors: Tensor) -> Tensor:
-        time.sleep(self.seconds * vectors.shape[1])
-        return super().matmat(vectors)
+
+@pytest.fixture(autouse=True)
+def _clock(monkeypatch) -> None:
+    monkeypatch.setattr(module, "seconds_per_product", lambda o: getattr(o, "seconds", 1e-6))
+    monkeypatch.setattr(module, "seconds_per_cube", lambda o: 1e-10)
+
+
+def test_costs_are_measured(monkeypatch) -> None:
+    monkeypatch.undo()
+
+    class Sleeping(DenseOperator):
+        def matmat(self, vectors: Tensor) -> Tensor:
+            time.sleep(1e-2 * vectors.shape[1])
+            return super().matmat(vectors)
+
+    operator = Sleeping(planted(torch.ones(3), 20).matrix)
+    assert 1e-2 <= module.seconds_per_product(operator) < 1
+    assert 0 < module.seconds_per_cube(operator) < 1e-5
 
 
 def test_small_problems_are_dense() -> None:
@@ -57,7 +71,7 @@ def test_lanczos_where_patience_or_memory_end() -> None:
     operator = Slow(planted(torch.ones(20), 600).matrix, 5e-3)
     impatient = choose_method(operator, patience=0.5)
     assert impatient.method == "lanczos"
-    assert impatient.reason.startswith("lanczos: an exact rank would take about 1.")
+    assert impatient.reason.startswith("lanczos: an exact rank would take about 1.52 s (")
     small = choose_method(operator, memory_limit=10**6)
     assert small.method == "lanczos"
     assert small.reason.startswith("lanczos: an exact rank would take 0.0 GiB (600 parameters, ")
