@@ -107,6 +107,7 @@ class Diverge(pl.Callback):
             if value is not None:
                 for parameter in pl_module.parameters():
                     parameter.fill_(value)
+                trainer.optimizers[0].state.clear()
 
 
 class Watch(pl.Callback):
