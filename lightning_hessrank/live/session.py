@@ -26,7 +26,10 @@ from lightning_hessrank.live.subject import Subject
 from lightning_hessrank.live.verify import SPLIT_TOLERANCE
 from lightning_hessrank.operators import NonFiniteError
 from lightning_hessrank.rank import nan_estimate
-from lightning_hessrank.results import LayerRank, Measurement, RankBound
+from lightning_hessrank.results import LayerRank, Measurement, RankBound, RankEstimate
+
+#: Spectral gap from which on a rank is clear-cut enough to contradict a bound.
+CLEAR_GAP = 1e3
 
 
 class Session:
@@ -245,7 +248,7 @@ class Session:
         """Return the bound, marked where the loss has a part that it does not know of."""
         bound = self.series.bound
         if ranks.unexplained <= SPLIT_TOLERANCE:
-            return bound
+            return self._uncontradicted(bound, ranks.total)
         reason = (
             "the loss has a part that does not pass through the network's output (a weight "
             "penalty, or a loss function that was not recognised), to which no bound applies"
@@ -254,6 +257,19 @@ class Session:
             f"{reason}; the total rank includes it. Pass loss_fn=... to measure the data loss alone"
         )
         return None if bound is None else replace(bound, is_theorem=False, reason=reason)
+
+    def _uncontradicted(self, bound: RankBound | None, total: RankEstimate) -> RankBound | None:
+        """Return the bound, no longer called a theorem where a clear-cut rank lies above it."""
+        if bound is None or not bound.is_theorem or total.std_error or total.rank <= bound.total:
+            return bound
+        if total.gap is not None and total.gap < CLEAR_GAP:
+            return bound
+        reason = (
+            f"the measured rank {total.rank} exceeds the bound {bound.total} that was to be a "
+            "theorem, so one of them is wrong"
+        )
+        self.failures.warn_once(f"{reason}; please report this network to lightning-hessrank")
+        return replace(bound, is_theorem=False, reason=reason)
 
 
 def _layers(subject: Subject) -> dict[str, list[str]]:

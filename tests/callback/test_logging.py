@@ -12,7 +12,10 @@ import torch
 from torch import nn
 
 from lightning_hessrank import HessianRankMonitor
+from lightning_hessrank.callback import HessianRankWarning
+from lightning_hessrank.live import session
 from lightning_hessrank.live.log import logger as console
+from lightning_hessrank.results import RankBound
 from lightning_hessrank.tolerance import numerical_rank
 from tests.callback.training import QUIET, loader, memory_logger, plain_module
 
@@ -141,3 +144,19 @@ def test_skipped_measurements_can_be_monitored() -> None:
     trainer = fit(monitor, nn.Linear(4, 3))
     assert len(monitor.history) == 1
     assert trainer.callback_metrics["hessian-time/skipped"] == 2
+
+
+def test_a_bound_that_is_contradicted_is_no_theorem(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = RankBound(3, 2, 1, (), 43, "patch", is_theorem=True, reason="It is said to hold.")
+    monkeypatch.setattr(session, "reference_bound", lambda subject: wrong)
+    net = nn.Sequential(nn.Linear(4, 5, bias=False), nn.Linear(5, 3, bias=False))
+    monitor = HessianRankMonitor(method="dense")
+    expected = (
+        r"the measured rank (\d+) exceeds the bound 3 that was to be a theorem, so one of them is "
+        "wrong; please report this network to lightning-hessrank"
+    )
+    with pytest.warns(HessianRankWarning, match=expected) as caught:
+        fit(monitor, net)
+    assert len([x for x in caught if x.category is HessianRankWarning]) == 1
+    assert [x["bound_is_theorem"] for x in monitor.history] == [False] * 3
+    assert all(x["rank"] > x["bound"] == 3 for x in monitor.history)
