@@ -41,6 +41,8 @@ BUDGET = 20_000_000_000
 BLOCK = 20_000_000
 #: Relative disagreement of gradients beyond which a use must have been missed.
 TOLERANCE = 1e-8
+#: Relative size of the gradient along a shift of all channels that passes for zero.
+SHIFT_TOLERANCE = 1e-10
 
 
 def live_batch_bound(
@@ -193,7 +195,7 @@ def _use_rank(batches: Sequence[tuple[RecordedUse, Tensor]], before: int) -> int
     places = sum(a.numel() for _, a in inputs) // (groups * c)
     alphas = _ranks(inputs, patches, (groups, c * k + constant), outputs)
     betas = _ranks(signals, LinearCall.adjoint_patches, (groups, m * k), places)
-    rows = m - 1 if groups == 1 and all(u.behind_softmax for u, _ in batches) else m
+    rows = m - 1 if groups == 1 and all(_ignores_shifts(u, g) for u, g in batches) else m
     total, own, others = 0, 0, 0
     for alpha, beta in zip(alphas, betas, strict=True):
         overlap = max(0, alpha - biased) * beta if k == 1 else 0
@@ -201,6 +203,18 @@ def _use_rank(batches: Sequence[tuple[RecordedUse, Tensor]], before: int) -> int
         own += rows * alpha
         others += c * beta
     return min(total, own + min(others, before))
+
+
+def _ignores_shifts(use: RecordedUse, signal: Tensor) -> bool:
+    """Whether the loss sees only differences of the channels of an output.
+
+    The softmax behind it promises that, unless another part of the loss sees the output as well;
+    then the gradient along a common shift of the channels is not zero.
+    """
+    if not use.behind_softmax:
+        return False
+    along = float(signal.sum(1).abs().max())
+    return along <= SHIFT_TOLERANCE * float(signal.abs().max())
 
 
 def _ranks(
