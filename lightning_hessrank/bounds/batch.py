@@ -137,6 +137,8 @@ def _record(evaluate: Callable[[], Tensor], parameters: Mapping[str, Tensor]) ->
         torch.zeros_like(use.output) if g is None else g
         for use, g in zip(uses, grads, strict=False)
     ]
+    for use in uses:
+        use.behind_softmax = use.behind_softmax and _ignores_shifts(loss, use, parameters)
     explained = {name: torch.zeros_like(p) for name, p in parameters.items()}
     for use, signal in zip(uses, signals, strict=True):
         for name, part in _direct_gradients(use, signal, parameters).items():
@@ -195,7 +197,7 @@ def _use_rank(batches: Sequence[tuple[RecordedUse, Tensor]], before: int) -> int
     places = sum(a.numel() for _, a in inputs) // (groups * c)
     alphas = _ranks(inputs, patches, (groups, c * k + constant), outputs)
     betas = _ranks(signals, LinearCall.adjoint_patches, (groups, m * k), places)
-    rows = m - 1 if groups == 1 and all(_ignores_shifts(u, g) for u, g in batches) else m
+    rows = m - 1 if groups == 1 and all(u.behind_softmax for u, _ in batches) else m
     total, own, others = 0, 0, 0
     for alpha, beta in zip(alphas, betas, strict=True):
         overlap = max(0, alpha - biased) * beta if k == 1 else 0
@@ -205,16 +207,27 @@ def _use_rank(batches: Sequence[tuple[RecordedUse, Tensor]], before: int) -> int
     return min(total, own + min(others, before))
 
 
-def _ignores_shifts(use: RecordedUse, signal: Tensor) -> bool:
+def _ignores_shifts(loss: Tensor, use: RecordedUse, parameters: Mapping[str, Tensor]) -> bool:
     """Whether the loss sees only differences of the channels of an output.
 
     The softmax behind it promises that, unless another part of the loss sees the output as well;
-    then the gradient along a common shift of the channels is not zero.
+    then the gradient along a common shift of the channels is not zero, or not at other weights.
     """
-    if not use.behind_softmax:
+    (signal,) = torch.autograd.grad(loss, use.output, create_graph=True)
+    along = signal.sum(1)
+    sizes = [float(g.detach().abs().max()) for g in (along, signal)]
+    if sizes[0] > SHIFT_TOLERANCE * sizes[1]:
         return False
-    along = float(signal.sum(1).abs().max())
-    return along <= SHIFT_TOLERANCE * float(signal.abs().max())
+    if not signal.requires_grad:
+        return True
+    generator = torch.Generator().manual_seed(0)
+    mixed = torch.randn(signal.shape, generator=generator, dtype=torch.float64).to(signal)
+    at = [use.output, *parameters.values()]
+    sizes = []
+    for scalar in ((along * mixed.select(1, 0)).sum(), (signal * mixed).sum()):
+        grads = torch.autograd.grad(scalar, at, retain_graph=True, allow_unused=True)
+        sizes.append(max(float(g.abs().max()) for g in grads if g is not None))
+    return sizes[0] <= SHIFT_TOLERANCE * sizes[1]
 
 
 def _ranks(

@@ -36,7 +36,7 @@ class RecordedUse:
     earlier: frozenset[str]
     """Parameters used before."""
     behind_softmax: bool = False
-    """Whether a softmax over its channels sees the output; other things may, too."""
+    """Whether a softmax over its channels sees the output (others may, too)."""
 
 
 class UseRecorder(TorchFunctionMode):
