@@ -82,7 +82,7 @@ def batch_bound(model: nn.Module, loss_fn: Callable[[Any, Any], Tensor], data: A
         BoundNotAvailableError: the loss does not depend on the parameters, or batches run through
             the network in different ways.
         TypeError: ``model`` is not a module or ``data`` no pairs.
-        ValueError: no trainable parameters, or no data.
+        ValueError: no trainable parameters, no data, or an empty batch.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -97,6 +97,13 @@ def batch_bound(model: nn.Module, loss_fn: Callable[[Any, Any], Tensor], data: A
         pairs = [_cast(pair, like) for pair in _pairs(data)]
         if not pairs:
             raise ValueError("data has no batches; pass (inputs, targets) pairs")
+        if any(
+            len(t) == 0
+            for x, _ in pairs
+            for t in tree_leaves(x)
+            if isinstance(t, Tensor) and t.ndim
+        ):
+            raise ValueError("data has a batch without samples; leave empty batches out")
         evaluations = [lambda x=x, y=y: loss_fn(call(shadow, x), y) for x, y in pairs]
         samples = sum(_count(x) for x, _ in pairs)
         return live_batch_bound(evaluations, parameters, samples)
@@ -162,8 +169,14 @@ def call(module: nn.Module, arguments: Any) -> Any:
 
 
 def float64_copy(model: nn.Module) -> nn.Module:
-    """Deep copy in double precision; on the CPU where the device has none."""
-    shadow = copy.deepcopy(model)
+    """Deep copy in double precision; on the CPU where the device has none.
+
+    Results left on a module (the weight of a pruned layer, which a hook computes anew) are parts of
+    a graph, which cannot be copied: they become NaN, so that using a stale one shows.
+    """
+    values = [value for part in model.modules() for value in vars(part).values()]
+    results = [x for x in values if isinstance(x, Tensor) and not x.is_leaf]
+    shadow = copy.deepcopy(model, {id(x): torch.full_like(x.detach(), torch.nan) for x in results})
     if any(x.device.type == "mps" for x in shadow.parameters()):
         shadow = shadow.cpu()
     return shadow.to(torch.float64)

@@ -30,11 +30,24 @@ class Call:
     activations: list[Activation]
     weights: list[Weight]
 
+    def __post_init__(self) -> None:
+        self.replaced: frozenset[str] = frozenset().union(*(a.replaced for a in self.activations))
+
     def result(self) -> Any:
         """Run the call, or what the surrogate has in its place, and tag the result."""
+        result = self._handled()
+        if ops.is_in_place(self.func) or self.kwargs.get("inplace"):
+            # Views of the argument change as well, and their tags are not followed.
+            self.mode.trace.replaced |= self.replaced
+        return result
+
+    def _handled(self) -> Any:
         problem = next((a.problem for a in self.activations if a.problem), None)
         if problem is not None:
             return self._run(Activation(None, problem=problem))
+        computed = next((w for w in self.weights if w.computed_by), None)
+        if computed is not None and self.name not in ops.LOSSES:
+            return self._run(Activation(None, problem=_not_free(computed)))
         handlers: list[tuple[Container[str], Callable[[], Any]]] = [
             (ops.LOSSES, self._loss),
             (ops.PRODUCTS, self._product),
@@ -62,10 +75,14 @@ class Call:
 
     def _assignment(self) -> None:
         self.func(*self.args, **self.kwargs)
-        self.mode.tag(self.args[0], Activation(None))
+        self._tag(self.args[0], Activation(None))
 
     def _run(self, tag: Activation) -> Any:
-        return self.mode.tag_all(self.func(*self.args, **self.kwargs), tag)
+        return self._tag(self.func(*self.args, **self.kwargs), tag)
+
+    def _tag(self, result: Any, tag: Activation) -> Any:
+        """Remember what a result is, and what was replaced on the way to it; return it."""
+        return self.mode.tag_all(result, replace(tag, replaced=self.replaced))
 
     def _problem(self, reason: str) -> Activation:
         """A tag that makes the bound fail, if the output depends on the tensor that bears it."""
@@ -83,37 +100,36 @@ class Call:
                 return x, tag
         raise AssertionError("a call without activations is not handled here")
 
-    def _identity(self, **changes: Any) -> Tensor:
+    def _identity(self, **changes: Any) -> Any:
         x, tag = self._first()
         in_place = getattr(self.func, "__name__", "").endswith("_") or self.kwargs.get("inplace")
         result = x if in_place else x.clone()
-        return self.mode.tag(result, replace(tag, **changes))
+        return self._tag(result, replace(tag, **changes))
 
     def _replace(self, what: str) -> None:
-        if what not in self.mode.trace.replaced:
-            self.mode.trace.replaced.append(what)
+        self.replaced |= {what}
 
-    def _dropout(self) -> Tensor:
+    def _dropout(self) -> Any:
         given = bind(("input", "p", "training"), self.args, self.kwargs)
         if given.get("training", True) and given.get("p", 0.5) > 0:
             self._replace(f"{self.name} in training mode")
         return self._identity()
 
-    def _activation(self) -> Tensor:
-        dim = None
+    def _activation(self) -> Any:
+        dim, before = None, self.replaced
         if self.name == "log_softmax":
             dim = bind(("input", "dim"), self.args, self.kwargs).get("dim")
         self._replace(self.name)
-        return self._identity(softmax_dim=dim)
+        return self._identity(softmax_dim=dim, before_softmax=before)
 
     def _maximum(self) -> Any:
         result = ops.average_instead_of_max(self.name, self.args, self.kwargs)
         if result is None:
             return self._run(self._problem("a maximum over everything has no linear stand-in"))
         self._replace(self.name)
-        return self.mode.tag_all(result, Activation(None))
+        return self._tag(result, Activation(None))
 
-    def _batch_norm(self) -> Tensor:
+    def _batch_norm(self) -> Any:
         given = bind(ops.BATCH_NORM_ARGUMENTS, self.args, self.kwargs)
         x: Tensor = given["input"]
         if given.get("training", False):
@@ -124,13 +140,13 @@ class Call:
             channels_last(scale, x) * x + channels_last(shift, x), given, per_channel=True
         )
 
-    def _normalisation(self) -> Tensor:
+    def _normalisation(self) -> Any:
         given = bind(ops.NORMALISATIONS[self.name], self.args, self.kwargs)
         self._replace(self.name)
         per_channel = self.name in {"group_norm", "instance_norm"}
         return self._affine(given["input"].clone(), given, per_channel=per_channel)
 
-    def _affine(self, x: Tensor, given: dict[str, Any], *, per_channel: bool) -> Tensor:
+    def _affine(self, x: Tensor, given: dict[str, Any], *, per_channel: bool) -> Any:
         """Multiply with the weight of a normalisation and add its bias."""
         result = x
         for role, apply in (("weight", torch.mul), ("bias", torch.add)):
@@ -145,7 +161,7 @@ class Call:
                 self._record(
                     empty if is_bias else tag.names, tag.names if is_bias else empty, None, result
                 )
-        return self.mode.tag(result, Activation(None))
+        return self._tag(result, Activation(None))
 
     def _layer(self) -> Any:
         call = linear_call(self.name, self.func, self.args, self.kwargs, self.mode.is_weight)
@@ -166,7 +182,7 @@ class Call:
             is_linear=weight_tag.linear and (not isinstance(bias_tag, Weight) or bias_tag.linear),
         )
         # A copy: what is recorded must not change if user code goes on in place.
-        return mode.tag(output.clone(), Activation(index))
+        return self._tag(output.clone(), Activation(index))
 
     def _record(
         self,
@@ -200,15 +216,15 @@ class Call:
             return result  # a constant of the same shape
         known = self.name in ops.LINEAR and not self.weights
         if not known and not self._is_affine():
-            return self.mode.tag_all(result, self._problem("it is not linear in its inputs"))
+            return self._tag(result, self._problem("it is not linear in its inputs"))
         if self.weights:
             return self._opaque(result)
         _, tag = self._first()
         if self.name == "to" and isinstance(result, Tensor):
             return self._identity()
         if self.name not in ops.RESHAPES or len(self.activations) > 1:
-            return self.mode.tag_all(result, Activation(None))
-        return self.mode.tag(result, self._reshaped(tag, result))
+            return self._tag(result, Activation(None))
+        return self._tag(result, self._reshaped(tag, result))
 
     def _reshaped(self, tag: Activation, result: Tensor) -> Activation:
         x, _ = self._first()
@@ -224,7 +240,7 @@ class Call:
         is_bias = self.name in {"add", "radd", "iadd", "sub", "rsub", "isub"}
         weights, biases = (empty, names) if is_bias else (names, empty)
         self._record(weights, biases, None, result, is_linear=False)
-        return self.mode.tag_all(result, Activation(None))
+        return self._tag(result, Activation(None))
 
     def _is_affine(self) -> bool:
         """Test the call with random tensors in the place of its activations."""
@@ -254,6 +270,13 @@ class Call:
         return one.shape == both.shape and bool(
             torch.allclose(one + two, both + none, rtol=1e-8, atol=1e-8)
         )
+
+
+def _not_free(weight: Weight) -> str:
+    return (
+        f"layer '{layer_name(min(weight.names))}': its weight is computed from parameters "
+        f"({weight.computed_by}), so that random weights do not stand for all that it can have"
+    )
 
 
 def channels_last(vector: Tensor, like: Tensor) -> Tensor:

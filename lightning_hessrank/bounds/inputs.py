@@ -9,15 +9,28 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from lightning_hessrank.tolerance import machine_rtol, numerical_rank
+from lightning_hessrank.tolerance import NumericalRank, machine_rtol, numerical_rank
+
+#: Ratio of the last singular value counted to the first one not counted that makes a rank certain.
+CLEAR_GAP = 1e4
 
 
 def matrix_rank(matrix: Tensor) -> int:
-    """Numerical rank of a matrix at machine precision."""
+    """Rank of a matrix, or an upper bound where rounding hides it.
+
+    Singular values are counted down to the clear gap at machine precision: where they decay through
+    machine precision without one, all count.
+    """
     if not matrix.numel():
         return 0
     values = torch.linalg.svdvals(matrix)
-    return numerical_rank(values, machine_rtol(max(matrix.shape), matrix.dtype)).rank
+    rank = numerical_rank(values, machine_rtol(max(matrix.shape), matrix.dtype))
+    return rank.rank if is_clear(rank) else len(values)
+
+
+def is_clear(rank: NumericalRank) -> bool:
+    """Whether a gap at the cut makes a numerical rank certain."""
+    return rank.gap is None or rank.gap >= CLEAR_GAP
 
 
 @dataclass(frozen=True, eq=False)

@@ -84,7 +84,14 @@ def _choose(model: LinearModel, kind: LinearKind) -> tuple[BoundKind, Ranks]:
             f"to {bound.total:,}) would take too long; pass kind='patch' or kind='auto'"
         )
     if kind != "patch" and width is not None:
-        return "generic", generic_ranks(model, bound, width)
+        exact = generic_ranks(model, bound, width)
+        if exact is not None:
+            return "generic", exact
+        if kind == "generic":
+            raise BoundNotAvailableError(
+                "the exact generic rank of this network cannot be told from rounding: its spectrum "
+                "has no clear gap; pass kind='patch' or kind='auto'"
+            )
     return "patch", sharpened(model, bound)
 
 
@@ -95,7 +102,9 @@ def _check_arguments(data: Sequence[Tensor] | None, input_rank: int | None, kind
         )
     if data is not None and input_rank is not None:
         raise ValueError("pass data or input_rank, not both: the data have a rank of their own")
-    if input_rank is not None and (not isinstance(input_rank, int) or input_rank < 0):
+    if isinstance(input_rank, bool) or not isinstance(input_rank, (int, type(None))):
+        raise TypeError(f"input_rank must be a whole number, got {input_rank!r}")
+    if input_rank is not None and input_rank < 0:
         raise ValueError(f"input_rank must be a whole number from 0 on, got {input_rank!r}")
 
 
@@ -166,7 +175,7 @@ def _layered(model: LinearModel, form: ClosedForm) -> Ranks:
 def _reason(model: LinearModel) -> str:
     if not model.trace.replaced:
         return "The network is linear in its input and in every layer, so the bound holds for it."
-    names = ", ".join(sorted(set(model.trace.replaced)))
+    names = ", ".join(sorted(model.trace.replaced))
     return (
         f"Reference line: the bound of the linear surrogate, which has no {names}; the rank of the "
         "network itself can exceed it."

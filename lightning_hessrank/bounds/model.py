@@ -124,7 +124,7 @@ def linear_model(
     constant = _check_samples(surrogate, weights, probes, trace)
     if trace.softmax_dim is not None and loss.name in {"nll_loss", "cross_entropy", "kl_div"}:
         loss = replace(loss, class_dim=trace.softmax_dim)
-        trace.replaced.remove("log_softmax")
+        trace.replaced = trace.before_softmax
     span = InputSpan(
         tuple(network.inputs[i].detach() for i in relevant),
         None if data is None else flatten([data[i].detach() for i in relevant]).to(probes[0]),

@@ -50,6 +50,11 @@ LINEAR = RESHAPES | _names("""
     pixel_shuffle pixel_unshuffle channel_shuffle unfold fold cumsum diff tril triu get
     lerp_linear requires_grad retain_grad register_hook
 """)
+#: Polynomial in all their tensors: where random weights go in, generic ones come out.
+POLYNOMIAL = CASTS | _names("""
+    mul rmul imul matmul rmatmul mm bmm einsum kron outer addmm baddbmm dot tensordot to setitem
+    linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d
+""")
 #: The surrogate ends where the loss function begins.
 LOSSES = _names("""
     binary_cross_entropy binary_cross_entropy_with_logits cosine_embedding_loss cross_entropy
@@ -78,6 +83,14 @@ _ADAPTIVE_POOLS: dict[str, Callable[..., Tensor]] = {
     "adaptive_max_pool3d": functional.adaptive_avg_pool3d,
 }
 MAX_POOLS = frozenset({"max_pool1d", "max_pool2d", "max_pool3d", *_ADAPTIVE_POOLS, "amax", "max"})
+
+
+def is_in_place(func: Callable[..., Any]) -> bool:
+    """Whether a function of PyTorch changes its first argument."""
+    name = getattr(func, "__name__", "")
+    if name.startswith("__"):
+        return name in {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__"}
+    return name.endswith("_")
 
 
 def average_instead_of_max(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +36,7 @@ class RecordedUse:
     earlier: frozenset[str]
     """Parameters used before."""
     behind_softmax: bool = False
-    """Whether all that sees the output is a softmax over its channels."""
+    """Whether a softmax over its channels sees the output (others may, too)."""
 
 
 class UseRecorder(TorchFunctionMode):
@@ -54,7 +53,6 @@ class UseRecorder(TorchFunctionMode):
         self._weights: dict[int, tuple[Tensor, frozenset[str]]] = {
             id(p): (p, frozenset({name})) for name, p in parameters.items()
         }
-        self._consumers: Counter[int] = Counter()
         self._softmaxed: set[int] = set()
 
     def __torch_function__(
@@ -71,7 +69,7 @@ class UseRecorder(TorchFunctionMode):
         weights = [self._weights[id(x)][1] for x in tensors if id(x) in self._weights]
         if not weights:
             result = func(*args, **kwargs)
-            self._note_consumers(name, tensors, args, kwargs, result)
+            self._note_softmax(name, tensors, args, kwargs, result)
             return result
         names = frozenset().union(*weights)
         call = linear_call(name, func, args, kwargs, lambda x: id(x) in self._weights)
@@ -84,7 +82,7 @@ class UseRecorder(TorchFunctionMode):
             return result  # a shape, a flag
         earlier = frozenset(self.touched)
         self.touched |= names
-        self._note_consumers(name, tensors, args, kwargs, result)
+        self._note_softmax(name, tensors, args, kwargs, result)
         if call is None:
             self.elsewhere |= names
             return result
@@ -93,14 +91,12 @@ class UseRecorder(TorchFunctionMode):
         self.uses.append(RecordedUse(names, call, result, has_bias, handed_on, earlier))
         return handed_on
 
-    def _note_consumers(
+    def _note_softmax(
         self, name: str, tensors: list[Tensor], args: Any, kwargs: Any, result: Any
     ) -> None:
         leaves = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
         if name == "detach" or not any(x.requires_grad for x in leaves):
             return
-        for x in tensors:
-            self._consumers[id(x)] += 1
         if name in _SOFTMAX and tensors:
             x = args[0] if args else kwargs["input"]
             dim = 1 if name == "cross_entropy" else kwargs.get("dim", (*args, None)[1:][0])
@@ -111,7 +107,5 @@ class UseRecorder(TorchFunctionMode):
         for use in self.uses:
             key = id(use.handed_on)
             channels = use.call.output_dim % use.output.ndim
-            use.behind_softmax = (
-                key in self._softmaxed and self._consumers[key] == 1 and channels == 1
-            )
+            use.behind_softmax = key in self._softmaxed and channels == 1
         return self.uses

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lightning_hessrank.bounds.generic import GenericHessian
+from lightning_hessrank.bounds.inputs import is_clear
 from lightning_hessrank.bounds.model import LinearModel
 from lightning_hessrank.bounds.patch import Ranks
 from lightning_hessrank.tolerance import NumericalRank, machine_rtol, numerical_rank
@@ -29,10 +30,8 @@ MAX_SKETCH = 2500
 MAX_JACOBIAN = 10_000_000
 #: A sketch is wider than the rank it has to show by this margin.
 MARGIN = 16
-#: Ratio of the last singular value counted to the first one not counted that makes a rank certain.
-CLEAR_GAP = 1e4
 #: Random points at which a rank without such a gap is looked for.
-ATTEMPTS = 3
+ATTEMPTS = 5
 
 
 def jacobian_is_cheap(model: LinearModel) -> bool:
@@ -50,27 +49,23 @@ def generic_width(model: LinearModel, bound: Ranks) -> int | None:
     return width if affordable and jacobian_is_cheap(model) else None
 
 
-def generic_ranks(model: LinearModel, bound: Ranks, width: int) -> Ranks:
+def generic_ranks(model: LinearModel, bound: Ranks, width: int) -> Ranks | None:
     """Exact generic ranks of the Hessian and its parts, and of the layers' column blocks.
 
     With ``width`` above the rank, a Gaussian sketch ``VᵀHV`` has the rank of ``H``. Where the
-    spectrum shows no clear gap, other random points are tried, and the largest rank counts: no
-    point shows more than the generic rank but by rounding.
+    spectrum shows no clear gap, other random points are tried. ``None`` if all are unclear.
     """
-    found, total, outer, functional = bound, 0, 0, 0
     for _ in range(ATTEMPTS):
         found, ranks = _generic_at_one_point(model, bound, width)
-        total = max(total, ranks[0].rank)
-        outer = max(outer, ranks[1].rank)
-        functional = max(functional, ranks[2].rank)
-        if all(_is_clear(r) for r in ranks):
-            break
-    return replace(
-        found,
-        total=min(total, bound.total),
-        outer=min(outer, bound.outer),
-        functional=min(functional, bound.functional),
-    )
+        if all(is_clear(r) for r in ranks):
+            total, outer, functional = (r.rank for r in ranks)
+            return replace(
+                found,
+                total=min(total, bound.total),
+                outer=min(outer, bound.outer),
+                functional=min(functional, bound.functional),
+            )
+    return None
 
 
 def _generic_at_one_point(
@@ -82,7 +77,7 @@ def _generic_at_one_point(
     functional_core = V.T @ hessian.functional(V)
     outer = _OuterProduct(hessian)
     pushed = outer.rows @ V
-    total_core = functional_core + outer.core(pushed, pushed)
+    total_core = _sum(functional_core, outer.core(pushed, pushed))
     columns = dict(bound.columns)
     if width == p:
         for layer in model.layers:
@@ -90,10 +85,6 @@ def _generic_at_one_point(
             columns[layer] = _rank_up_to(block, bound.columns[layer], model)
     ranks = (_symmetric_rank(total_core), _rank(pushed), _symmetric_rank(functional_core))
     return replace(bound, columns=columns), ranks
-
-
-def _is_clear(rank: NumericalRank) -> bool:
-    return rank.gap is None or rank.gap >= CLEAR_GAP
 
 
 def sharpened(model: LinearModel, bound: Ranks) -> Ranks:
@@ -147,7 +138,7 @@ def _sample_group(
     functional = min(sum(columns.values()), _rank_up_to(block, limit, model))
     total = sum(bound.total_columns[x] for x in group)
     if outer is not None:
-        whole = block + outer.core(outer.rows, outer.rows[:, places])
+        whole = _sum(block, outer.core(outer.rows, outer.rows[:, places]))
         total = min(total, _rank_up_to(whole, total, model))
     return _Sampled(functional, min(total, functional + bound.outer), columns)
 
@@ -196,7 +187,8 @@ class _OuterProduct:
             self._curvature = torch.diag(weights)
         else:
             _, values, basis = torch.linalg.svd(self.rows, full_matrices=False)
-            rank = numerical_rank(values, machine_rtol(max(self.rows.shape))).rank
+            found = numerical_rank(values, machine_rtol(max(self.rows.shape)))
+            rank = found.rank if is_clear(found) else len(basis)
             self.rows = basis[:rank]
             half = torch.randn(rank, rank, generator=generator, dtype=torch.float64)
             self._curvature = half + half.T
@@ -204,6 +196,12 @@ class _OuterProduct:
     def core(self, left: Tensor, right: Tensor) -> Tensor:
         """Product ``leftᵀ · curvature · right`` of rows seen along two sets of directions."""
         return left.T @ (self._curvature.to(left) @ right)
+
+
+def _sum(functional: Tensor, outer: Tensor) -> Tensor:
+    """Sum of the two parts at equal size: the size of generic residuals is free."""
+    sizes = float(functional.norm()), float(outer.norm())
+    return functional * (sizes[1] / sizes[0]) + outer if min(sizes) > 0 else functional + outer
 
 
 def _gaussian(model: LinearModel, rows: int, columns: int) -> Tensor:
@@ -221,7 +219,7 @@ def _rank_up_to(matrix: Tensor, limit: int, model: LinearModel) -> int:
     if width < matrix.shape[0]:
         matrix = _gaussian(model, width, matrix.shape[0]).to(matrix) @ matrix
     rank = _rank(matrix)
-    return min(limit, rank.rank) if _is_clear(rank) else limit
+    return min(limit, rank.rank) if is_clear(rank) else limit
 
 
 def _rank(matrix: Tensor) -> NumericalRank:
@@ -230,4 +228,9 @@ def _rank(matrix: Tensor) -> NumericalRank:
 
 
 def _symmetric_rank(matrix: Tensor) -> NumericalRank:
-    return numerical_rank(torch.linalg.eigvalsh((matrix + matrix.T) / 2))
+    matrix = (matrix + matrix.T) / 2
+    for _ in range(3):  # rows of equal size: layers differ, and small ones would drown
+        norms = matrix.norm(dim=1)
+        scale = torch.where(norms > 0, norms, 1.0).rsqrt()
+        matrix = scale[:, None] * matrix * scale
+    return numerical_rank(torch.linalg.eigvalsh(matrix))

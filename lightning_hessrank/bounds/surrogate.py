@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -46,7 +47,9 @@ class Surrogate:
             copies = tuple(x.clone() for x in leaves)
             for x in copies:
                 mode.tag(x, Activation(INPUT))
-            with mode:
+            with warnings.catch_warnings(), mode:
+                # The user's code sees made-up numbers; what it has to say of them is of no use.
+                warnings.simplefilter("ignore")
                 outputs = self.forward(copies)
         mode.trace.inputs = leaves
         return mode.finish(outputs)
@@ -101,10 +104,19 @@ class SurrogateMode(TorchFunctionMode):
         result = func(*args, **kwargs)
         if not weights:
             return result
-        known = name in ops.LINEAR or (name in {"mul", "div", "rmul"} and len(weights) == 1)
-        linear = known and all(w.linear for w in weights)
-        names = frozenset().union(*(w.names for w in weights))
-        return self.tag_all(result, Weight(names, linear))
+        divided = name in {"div", "truediv"} and not self.is_weight(args[1])
+        multiple = len(weights) == 1 and (name in {"mul", "rmul"} or divided)
+        linear = (name in ops.LINEAR or multiple) and all(w.linear for w in weights)
+        polynomial = divided or name in ops.LINEAR | ops.POLYNOMIAL
+        computed_by = next((w.computed_by for w in weights if w.computed_by), None)
+        tag = Weight(
+            frozenset().union(*(w.names for w in weights)),
+            linear,
+            computed_by if polynomial or computed_by else name,
+        )
+        if name == "setitem":
+            self.tag(args[0], tag)
+        return self.tag_all(result, tag)
 
     def tag_all(self, result: Any, tag: Activation | Weight) -> Any:
         """Tag every floating-point tensor of a result; return it."""
@@ -117,7 +129,7 @@ class SurrogateMode(TorchFunctionMode):
         """The trace, once the network has returned its outputs."""
         trace = self.trace
         trace.outputs = outputs
-        sources = []
+        sources, own = [], trace.replaced
         for output in outputs:
             tag = self.tag_of(output)
             if not isinstance(tag, Activation):
@@ -128,7 +140,8 @@ class SurrogateMode(TorchFunctionMode):
             if tag.problem is not None:
                 raise BoundNotAvailableError(tag.problem)
             sources.append(tag.source)
+            trace.replaced |= tag.replaced
             if len(outputs) == 1:
-                trace.softmax_dim = tag.softmax_dim
+                trace.softmax_dim, trace.before_softmax = tag.softmax_dim, own | tag.before_softmax
         trace.sources = tuple(sources)
         return trace

@@ -12,6 +12,8 @@ from torch.autograd import forward_ad
 
 from lightning_hessrank.bounds.layers import LinearCall, Slices
 
+#: Larger weights are Gaussian: their decomposition takes long, and they are seldom sampled.
+MAX_CONDITIONED = 100_000
 INPUT = -1
 """Source of an activation that is the network's input."""
 
@@ -30,6 +32,10 @@ class Activation:
     """Why it is not a multilinear function of inputs and parameters, if it is not."""
     softmax_dim: int | None = None
     """Set on the output of a ``log_softmax``: along it, a shift is not seen by what follows."""
+    before_softmax: frozenset[str] = frozenset()
+    """What was replaced before that ``log_softmax``."""
+    replaced: frozenset[str] = frozenset()
+    """What was replaced on the way from the inputs, in words."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,8 @@ class Weight:
     names: frozenset[str]
     linear: bool = True
     """Whether it is linear in each of them: views, transposes, multiples."""
+    computed_by: str | None = None
+    """The first function on the way that is not polynomial in them: an ``exp``, a ``clamp``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,12 +76,14 @@ class Trace:
     """Leaves of the graph that the outputs were computed with."""
     outputs: tuple[Tensor, ...] = ()
     uses: list[LayerUse] = field(default_factory=list)
-    replaced: list[str] = field(default_factory=list)
-    """What was replaced, in words; empty where the network itself is multilinear."""
+    replaced: frozenset[str] = frozenset()
+    """What was replaced on the way to the outputs; empty where the network is multilinear."""
     sources: tuple[int | None, ...] = ()
     """The use whose output each output is."""
     softmax_dim: int | None = None
     """Of the ``log_softmax`` that a single output came from."""
+    before_softmax: frozenset[str] = frozenset()
+    """What was replaced before it."""
 
 
 class Weights:
@@ -86,11 +96,26 @@ class Weights:
         self._next = 0
 
     def draw(self, like: Tensor) -> Tensor:
-        """Gaussian of the size of ``like``, scaled so that signals keep their size."""
+        """Random, well conditioned, and scaled so that signals keep their size.
+
+        Products of Gaussian matrices are so ill-conditioned that ranks drown in rounding. Singular
+        vectors of such a matrix with singular values near one are as generic as it is.
+        """
+        if like.ndim < 2:
+            return self._vector(like.shape).to(like)
         value = torch.randn(like.shape, generator=self.generator, dtype=torch.float64)
-        if like.ndim >= 2:
+        if 0 < like.numel() <= MAX_CONDITIONED:
+            left, values, right = torch.linalg.svd(value.flatten(1), full_matrices=False)
+            values = self._vector(values.shape)
+            value = ((left * values) @ right).reshape(like.shape)
+        else:
             value /= max(1, like[0].numel()) ** 0.5
         return value.to(like)
+
+    def _vector(self, shape: torch.Size) -> Tensor:
+        """Random entries of either sign, none of them small."""
+        values = 2 * torch.rand(shape, generator=self.generator, dtype=torch.float64) - 1
+        return values + 0.5 * values.sign()
 
     def moved(self) -> Weights:
         """The same weights with a random direction as tangent, for forward-mode derivatives."""
@@ -108,7 +133,7 @@ class Weights:
     def constant(self, like: Tensor, size: int) -> Tensor:
         """A random vector that stays the same in every run: a statistic of batch norm."""
         if self._next == len(self._constants):
-            self._constants.append(torch.randn(size, generator=self.generator, dtype=torch.float64))
+            self._constants.append(self._vector(torch.Size([size])))
         self._next += 1
         return self._constants[self._next - 1].to(like)
 
