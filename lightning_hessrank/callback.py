@@ -189,7 +189,7 @@ class HessianRankMonitor(Callback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Note where training begins, or goes on."""
-        self._seen_step = trainer.global_step
+        self._seen_step, self._epoch = trainer.global_step, trainer.current_epoch
 
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int

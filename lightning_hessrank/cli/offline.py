@@ -150,6 +150,7 @@ class OfflineRun:
             self._begun = True
         self._stand_at(vars(checkpoint))
         self.table.at(checkpoint)
+        self.monitor.on_train_start(self.trainer, module)  # says where the checkpoint stands
         self.monitor.on_train_end(self.trainer, module)  # unless just measured
         kept = {"settings": self.settings, "monitor": self.monitor.state_dict()}
         unfinished = self.folder / f"{_STATE}.part"
