@@ -29,6 +29,7 @@ from torch import Tensor
 
 from lightning_hessrank.bounds.inputs import matrix_rank
 from lightning_hessrank.bounds.layers import LinearCall
+from lightning_hessrank.bounds.network import ignores_shifts
 from lightning_hessrank.bounds.recorder import RecordedUse, UseRecorder
 from lightning_hessrank.bounds.trace import layer_name
 from lightning_hessrank.results import BoundNotAvailableError, LayerBound, RankBound
@@ -41,8 +42,6 @@ BUDGET = 20_000_000_000
 BLOCK = 20_000_000
 #: Relative disagreement of gradients beyond which a use must have been missed.
 TOLERANCE = 1e-8
-#: Relative size of the gradient along a shift of all channels that passes for zero.
-SHIFT_TOLERANCE = 1e-10
 
 
 def live_batch_bound(
@@ -138,7 +137,7 @@ def _record(evaluate: Callable[[], Tensor], parameters: Mapping[str, Tensor]) ->
         for use, g in zip(uses, grads, strict=False)
     ]
     for use in uses:
-        use.behind_softmax = use.behind_softmax and _ignores_shifts(loss, use, parameters)
+        use.behind_softmax = use.behind_softmax and ignores_shifts(loss, use.output, 1, parameters)
     explained = {name: torch.zeros_like(p) for name, p in parameters.items()}
     for use, signal in zip(uses, signals, strict=True):
         for name, part in _direct_gradients(use, signal, parameters).items():
@@ -205,29 +204,6 @@ def _use_rank(batches: Sequence[tuple[RecordedUse, Tensor]], before: int) -> int
         own += rows * alpha
         others += c * beta
     return min(total, own + min(others, before))
-
-
-def _ignores_shifts(loss: Tensor, use: RecordedUse, parameters: Mapping[str, Tensor]) -> bool:
-    """Whether the loss sees only differences of the channels of an output.
-
-    The softmax behind it promises that, unless another part of the loss sees the output as well;
-    then the gradient along a common shift of the channels is not zero, or not at other weights.
-    """
-    (signal,) = torch.autograd.grad(loss, use.output, create_graph=True)
-    along = signal.sum(1)
-    sizes = [float(g.detach().abs().max()) for g in (along, signal)]
-    if sizes[0] > SHIFT_TOLERANCE * sizes[1]:
-        return False
-    if not signal.requires_grad:
-        return True
-    generator = torch.Generator().manual_seed(0)
-    mixed = torch.randn(signal.shape, generator=generator, dtype=torch.float64).to(signal)
-    at = [use.output, *parameters.values()]
-    sizes = []
-    for scalar in ((along * mixed.select(1, 0)).sum(), (signal * mixed).sum()):
-        grads = torch.autograd.grad(scalar, at, retain_graph=True, allow_unused=True)
-        sizes.append(max(float(g.abs().max()) for g in grads if g is not None))
-    return sizes[0] <= SHIFT_TOLERANCE * sizes[1]
 
 
 def _ranks(

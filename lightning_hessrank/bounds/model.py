@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -125,6 +126,8 @@ def linear_model(
     if trace.softmax_dim is not None and loss.name in {"nll_loss", "cross_entropy", "kl_div"}:
         loss = replace(loss, class_dim=trace.softmax_dim)
         trace.replaced = trace.before_softmax
+    if not trace.replaced and not _is_affine(network, loss, probes):
+        trace.replaced = frozenset({"gates or other nonlinearities between its layers"})
     span = InputSpan(
         tuple(network.inputs[i].detach() for i in relevant),
         None if data is None else flatten([data[i].detach() for i in relevant]).to(probes[0]),
@@ -139,6 +142,31 @@ def linear_model(
         sum(loss.effective_outputs(f, 2) for f in trace.outputs),
         constant,
         generator,
+    )
+
+
+def _is_affine(network: Network, loss: LossKind, inputs: tuple[Tensor, ...]) -> bool:
+    """Whether the network itself, as it is, is affine in its inputs, as far as the loss can see.
+
+    The trace replaces the nonlinearities that it knows; this notices the others, such as a product
+    with a comparison.
+    """
+
+    def outputs(chosen: Sequence[Tensor]) -> list[Tensor]:
+        with warnings.catch_warnings():  # of made-up numbers
+            warnings.simplefilter("ignore")
+            return [loss.project(f).detach() for f in network.forward(tuple(chosen))]
+
+    others = tuple(x.roll(1, 0) - 0.5 * x for x in inputs)
+    runs = [
+        outputs(inputs),
+        outputs(others),
+        outputs([torch.zeros_like(x) for x in inputs]),
+        outputs([x + y for x, y in zip(inputs, others, strict=True)]),
+    ]
+    return all(
+        float((f + g - h - s).abs().max()) <= 1e-9 * max(float(t.abs().max()) for t in (f, g, h, s))
+        for f, g, h, s in zip(*runs, strict=True)
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,9 +11,8 @@ from torch import Tensor
 
 from lightning_hessrank.bounds.batch import live_batch_bound
 from lightning_hessrank.bounds.linear import linear_bound
-from lightning_hessrank.bounds.network import LossKind, Network
+from lightning_hessrank.bounds.network import LossKind, Network, ignores_shifts
 from lightning_hessrank.live.batch import list_tensors, map_tensors
-from lightning_hessrank.live.output import RecognisedOutput
 from lightning_hessrank.live.step import StepResult
 from lightning_hessrank.live.subject import Subject
 from lightning_hessrank.results import BoundNotAvailableError, RankBound
@@ -57,7 +56,11 @@ def bound_inputs(subject: Subject) -> BoundInputs:
         return tuple(seen[place] for place in places)
 
     data = tuple(torch.cat(column) for column in zip(*columns, strict=True))
-    return BoundInputs(Network(forward, columns[0], subject.parameters), _loss_kind(result), data)
+    return BoundInputs(
+        Network(forward, columns[0], subject.parameters),
+        _loss_kind(result, subject.parameters),
+        data,
+    )
 
 
 def reference_bound(subject: Subject) -> RankBound:
@@ -111,20 +114,13 @@ def _substitute(template: Any, size: int, inputs: Sequence[Tensor]) -> Any:
     return map_tensors(template, replace)
 
 
-def _loss_kind(result: StepResult) -> LossKind:
-    dims = {_redundant_dim(result.loss, output) for output in result.outputs}
+def _loss_kind(result: StepResult, parameters: Mapping[str, Tensor]) -> LossKind:
+    dims = {
+        output.class_dim
+        if output.class_dim is not None
+        and ignores_shifts(result.loss, output.tensor, output.class_dim, parameters)
+        else None
+        for output in result.outputs
+    }
     name = "+".join(sorted({output.loss for output in result.outputs}))
     return LossKind(name, class_dim=dims.pop() if len(dims) == 1 else None)
-
-
-def _redundant_dim(loss: Tensor, output: RecognisedOutput) -> int | None:
-    """Dimension along which a common shift of the output leaves the whole loss unchanged.
-
-    The softmax behind the output promises that, unless another term of the loss sees the logits
-    too; then the gradient along the shift, ``Σ_k ∂ℓ/∂f_k``, is not zero.
-    """
-    if output.class_dim is None:
-        return None
-    (gradient,) = torch.autograd.grad(loss, output.tensor, retain_graph=True)
-    along = gradient.sum(output.class_dim).abs().max()
-    return output.class_dim if along <= 1e-10 * gradient.abs().max() else None

@@ -189,3 +189,27 @@ def test_warnings_of_the_user_stay_inside() -> None:
         warnings.warn("the loss looks odd", stacklevel=1)
 
     assert linear_bound(beside(nn.Linear(4, 3), warn), MSE).is_theorem
+
+
+class Gated(nn.Module):
+    """Multiplies with a comparison, which no activation of torch takes part in."""
+
+    def __init__(self, gate: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.second, self.gate = nn.Linear(6, 5), nn.Linear(5, 3), gate
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.gate(self.first(x)))
+
+
+@pytest.mark.parametrize(
+    "gate",
+    [lambda z: z * (z > 0), lambda z: torch.where(z > 0, z, 0.1 * z), lambda z: z],
+    ids=["product", "where", "none"],
+)
+def test_a_gate_written_by_hand_is_a_nonlinearity(gate: Callable[[Tensor], Tensor]) -> None:
+    bound = rank_bound(Gated(gate), torch.zeros(1, 6))
+    linear = gate(torch.tensor([-1.0])) == -1.0
+    assert bound.is_theorem == bool(linear)
+    if not linear:
+        assert "gates or other nonlinearities" in bound.reason
