@@ -185,34 +185,48 @@ def _with_bias(call: LinearCall, bias: Tensor) -> LinearCall:
 def _conv(
     func: Callable[..., Tensor], given: dict[str, Any], is_weight: Callable[[object], bool]
 ) -> LinearCall | None:
-    a, weight, bias = given.pop("input"), given.pop("weight"), given.pop("bias", None)
-    if not is_weight(weight) or is_weight(a):
-        return None
-    groups = given.get("groups", 1)
-    m, c, k = weight.shape[0] // groups, weight.shape[1], weight[0, 0].numel()
-    return LinearCall(
-        "conv",
-        a,
-        weight,
-        bias,
-        lambda a, w: func(a, w, **given),
-        lambda z, b: z + b.reshape(-1, *(1,) * (weight.ndim - 2)),
+    groups, weight = given.get("groups", 1), given["weight"]
+    m, c, k = weight.shape[0] // groups, weight.shape[1], weight.shape[2:].numel()
+    return _convolution(
+        func,
+        given,
+        is_weight,
         Slices(groups, m, c, k),
-        lambda w: w.reshape(groups, m, c, k),
-        lambda w: w.reshape(groups * w.shape[1], w.shape[2], *weight.shape[2:]),
-        1 - weight.ndim,
-        1 - weight.ndim,
+        split=lambda w: w.reshape(groups, m, c, k),
+        join=lambda w: w.reshape(groups * w.shape[1], w.shape[2], *weight.shape[2:]),
     )
 
 
 def _conv_transpose(
     func: Callable[..., Tensor], given: dict[str, Any], is_weight: Callable[[object], bool]
 ) -> LinearCall | None:
+    groups, weight = given.get("groups", 1), given["weight"]
+    m, c, k = weight.shape[1], weight.shape[0] // groups, weight.shape[2:].numel()
+    return _convolution(
+        func,
+        given,
+        is_weight,
+        Slices(groups, m, c, k),
+        split=lambda w: w.reshape(groups, c, m, k).transpose(1, 2),
+        join=lambda w: w.transpose(1, 2).reshape(
+            groups * w.shape[2], w.shape[1], *weight.shape[2:]
+        ),
+    )
+
+
+def _convolution(
+    func: Callable[..., Tensor],
+    given: dict[str, Any],
+    is_weight: Callable[[object], bool],
+    slices: Slices,
+    *,
+    split: Callable[[Tensor], Tensor],
+    join: Callable[[Tensor], Tensor],
+) -> LinearCall | None:
+    """What a convolution has in common with its transpose, whose weight is laid out otherwise."""
     a, weight, bias = given.pop("input"), given.pop("weight"), given.pop("bias", None)
     if not is_weight(weight) or is_weight(a):
         return None
-    groups = given.get("groups", 1)
-    m, c, k = weight.shape[1], weight.shape[0] // groups, weight[0, 0].numel()
     return LinearCall(
         "conv",
         a,
@@ -220,9 +234,9 @@ def _conv_transpose(
         bias,
         lambda a, w: func(a, w, **given),
         lambda z, b: z + b.reshape(-1, *(1,) * (weight.ndim - 2)),
-        Slices(groups, m, c, k),
-        lambda w: w.reshape(groups, c, m, k).transpose(1, 2),
-        lambda w: w.transpose(1, 2).reshape(groups * w.shape[2], w.shape[1], *weight.shape[2:]),
+        slices,
+        split,
+        join,
         1 - weight.ndim,
         1 - weight.ndim,
     )

@@ -68,7 +68,7 @@ class BlockKrylov:
     @property
     def exhausted(self) -> bool:
         """Whether the basis cannot grow: the space is invariant or ``max_size`` is reached."""
-        return self._block.shape[1] == 0 or self.size + self._block.shape[1] > self.max_size
+        return self.invariant or self.size + self._block.shape[1] > self.max_size
 
     @property
     def invariant(self) -> bool:
