@@ -10,6 +10,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from lightning_hessrank.operators import LossCurvature, Progress, SymmetricOperator
 from lightning_hessrank.operators.memory import memory_limit as default_memory_limit
+from lightning_hessrank.operators.root import agrees, random_vectors
 from lightning_hessrank.results import PARTS, Part, RankEstimate
 from lightning_hessrank.tolerance import COUNT_TOLERANCES, machine_rtol, numerical_rank
 
@@ -61,9 +62,10 @@ def dense_parts(
 ) -> dict[Part, RankEstimate]:
     """Ranks of the Hessian and, where the network's output is known, of its two parts.
 
-    Costs less than three times :func:`dense_rank`: the outer-product Hessian comes from its factor
-    (see :mod:`lightning_hessrank.operators.factor`), or is the difference of the other two where
-    these are not so large that it would be lost in their rounding.
+    Costs less than three times :func:`dense_rank`: the Hessian is the sum of its parts, unless its
+    products say otherwise (a penalty on the weights is in neither part), and the eigenvalues of the
+    outer part are those of a Gram matrix (see :mod:`lightning_hessrank.operators.factor`) where
+    that is smaller.
 
     Args:
         curvature: of the loss.
@@ -93,30 +95,20 @@ def dense_parts(
         )
 
     operators = {part: curvature.operator(part) for part in PARTS}
-    total = operators["total"].to_dense(_half(progress, 0))
-    operators["total"].check_finite(total)
-    estimates["total"] = measure("total", total)
-    functional = operators["functional"].to_dense(_half(progress, 1))
+    functional = operators["functional"].to_dense(_half(progress, 0))
     operators["functional"].check_finite(functional)
     estimates["functional"] = measure("functional", functional)
-    outer = _outer_matrix(operators["outer"], total, functional)
-    estimates["outer"] = measure("outer", outer)
+    outer = operators["outer"].to_dense(_half(progress, 1))
+    operators["outer"].check_finite(outer)
+    smaller = operators["outer"].smaller_matrix()
+    estimates["outer"] = measure("outer", outer if smaller is None else smaller)
+    total = functional.add_(outer)
+    vectors = random_vectors(len(total), total)
+    if not agrees(total @ vectors, operators["total"].matmat(vectors)):
+        total = operators["total"].to_dense()
+        operators["total"].check_finite(total)
+    estimates["total"] = measure("total", total)
     return {part: estimates[part] for part in PARTS}
-
-
-def _outer_matrix(operator: SymmetricOperator, total: Tensor, functional: Tensor) -> Tensor:
-    """Return a matrix with the outer part's nonzero eigenvalues; overwrites ``total``."""
-    smaller = operator.smaller_matrix()
-    if smaller is not None:
-        return smaller
-    outer = total.sub_(functional)
-    generator = torch.Generator().manual_seed(0)
-    v = torch.randn(operator.dim, 2, generator=generator, dtype=torch.float64).to(outer)
-    error = torch.linalg.vector_norm(outer @ v - operator.matmat(v))
-    size, lost = torch.linalg.vector_norm(outer), torch.linalg.vector_norm(functional)
-    # A penalty on the weights is in neither part: then the difference is not the outer one.
-    agrees = error <= 1e-10 * (size + lost) * torch.linalg.vector_norm(v)
-    return outer if bool(agrees) and bool(lost <= 10 * size) else operator.to_dense()
 
 
 def _half(progress: Progress | None, half: int) -> Progress | None:

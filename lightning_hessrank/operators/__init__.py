@@ -7,13 +7,8 @@ from lightning_hessrank.operators.base import (
     ReducedOperator,
     SymmetricOperator,
 )
-from lightning_hessrank.operators.loss import (
-    Evaluation,
-    LossCurvature,
-    LossFunction,
-    LossTerm,
-    OutputsUnknownError,
-)
+from lightning_hessrank.operators.function import Evaluation, LossFunction, LossTerm
+from lightning_hessrank.operators.loss import LossCurvature, OutputsUnknownError
 
 __all__ = [
     "DenseOperator",

@@ -1,16 +1,18 @@
 """The dense matrix of a part of the Hessian, cheaper than by ``dim`` products.
 
-The Hessian is symmetric, so that of every pair of parameter tensors only one block has to be
-computed: the columns of one tensor, in the rows of itself and of those not yet done. Autograd then
-visits only what lies between the two. Small tensors go first: they have few columns, and the large
-ones, which have many, are left with few rows. Measured on two networks of the benchmarks, against
-products with all unit vectors: 3 times (MLP) and 5 times (CNN) faster. Unfolding convolutions into
-matrix products, as patches or as Toeplitz matrices, was tried on top: 0.5 to 1.4 times; not used.
+Weights of layers are left to :mod:`lightning_hessrank.operators.samples`, if that is the cheaper
+way and gives what true products give. What is left is computed by products with unit vectors. The
+Hessian is symmetric, so that of every pair of parameter tensors only one block has to be computed:
+the columns of one tensor, in the rows of itself and of those not yet done. Autograd then visits
+only what lies between the two. Small tensors go first: they have few columns, and the large ones,
+which have many, are left with few rows. Measured on two networks of the benchmarks, against
+products with all unit vectors: 3 times (MLP) and 5 times (CNN) faster.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -22,6 +24,7 @@ from lightning_hessrank.operators.base import (
     blocks,
     symmetrise_,
 )
+from lightning_hessrank.operators.root import agrees, random_vectors
 from lightning_hessrank.results import Part
 
 
@@ -35,6 +38,16 @@ class Curvature(Protocol):
         self, part: Part, columns: Mapping[int, Tensor], rows: Sequence[int]
     ) -> list[Tensor]:
         """Multiply columns of a part, and return rows of it."""
+        ...
+
+    def add_sampled(
+        self,
+        part: Part,
+        start: Mapping[int, int],
+        matrix: Tensor,
+        report: Callable[[int], None],
+    ) -> set[int]:
+        """Add blocks of the matrix, and return between which parameters."""
         ...
 
 
@@ -56,47 +69,76 @@ def assemble(
     """
     ends = torch.tensor([curvature.sizes[i] for i in indices]).cumsum(0).tolist()
     place = {i: slice(end - curvature.sizes[i], end) for i, end in zip(indices, ends, strict=True)}
-    matrix = torch.zeros(operator.dim, operator.dim, dtype=operator.dtype, device=operator.device)
-    alive = _nonzero_rows(operator)
-    left = list(indices)
-    done = 0
+    vectors = random_vectors(operator.dim, curvature.parameters[0])
+    products = operator.matmat(vectors)
+    matrix = vectors.new_zeros(operator.dim, operator.dim)
 
-    def report(columns: int, _: int) -> None:
+    def report(done: int) -> None:
         if progress is not None:
-            progress(done + columns, operator.dim)
+            progress(done, operator.dim)
 
-    for i in sorted(indices, key=lambda i: curvature.sizes[i]):
-        parameter, start = curvature.parameters[i], place[i].start
-        own = alive[place[i]].nonzero()[:, 0]
+    report(0)
+    start = {i: rows.start for i, rows in place.items()}
+    sampled = curvature.add_sampled(part, start, matrix, report)
+    # Weights on dead pixels and of dead units have rows of zeros: so have the products, and (almost
+    # surely) nothing else has.
+    columns = _Columns(curvature, part, operator, place, (products != 0).any(dim=1))
+    columns.fill(matrix, sampled, report)
+    if sampled and not agrees(matrix @ vectors, products):
+        columns.fill(matrix.zero_(), frozenset(), lambda _: report(operator.dim))
+    report(operator.dim)
+    return matrix
 
-        def unit(first: int, last: int, parameter: Tensor = parameter, own: Tensor = own) -> Tensor:
+
+class _Columns:
+    """Columns of the matrix from products with unit vectors."""
+
+    def __init__(
+        self,
+        curvature: Curvature,
+        part: Part,
+        operator: SymmetricOperator,
+        place: Mapping[int, slice],
+        alive: Tensor,
+    ) -> None:
+        """Remember ``place``: number of a parameter -> its rows; ``alive``: rows that matter."""
+        self._curvature, self._part, self._operator = curvature, part, operator
+        self._place, self._alive = place, alive
+
+    def fill(self, matrix: Tensor, known: Collection[int], report: Callable[[int], None]) -> None:
+        """Write the columns, and by symmetry the rows, of all parameters but the known ones."""
+        left, sizes = list(self._place), self._curvature.sizes
+        done = sum(sizes[i] for i in known)
+        for i in sorted(set(left) - set(known), key=lambda i: (sizes[i], i)):
+            own = self._alive[self._place[i]].nonzero()[:, 0]
+            rows = self._place[i].start + own
+            for numbers, products in self._products(i, own, left, partial(_after, report, done)):
+                for j, values in zip(left, products, strict=True):
+                    matrix[rows[numbers], self._place[j]] = values.flatten(1)
+            left.remove(i)
+            for j in left:
+                matrix[self._place[j], self._place[i]] = matrix[self._place[i], self._place[j]].T
+            symmetrise_(matrix[self._place[i], self._place[i]])
+            done += sizes[i]
+
+    def _products(
+        self, i: int, own: Tensor, rows: Sequence[int], report: Callable[[int], None]
+    ) -> Iterator[tuple[slice, list[Tensor]]]:
+        """Products with unit vectors for some numbers of a parameter."""
+        parameter = self._curvature.parameters[i]
+
+        def unit(first: int, last: int) -> Tensor:
             vectors = parameter.new_zeros(parameter.numel(), last - first)
             vectors[own[first:last], torch.arange(last - first, device=own.device)] = 1.0
             return vectors
 
-        def multiply(
-            vectors: Tensor, i: int = i, shape: torch.Size = parameter.shape
-        ) -> list[Tensor]:
-            return curvature.multiply(part, {i: vectors.T.reshape(-1, *shape)}, left)
+        def multiply(vectors: Tensor) -> list[Tensor]:
+            shares = {i: vectors.T.reshape(-1, *parameter.shape)}
+            return self._curvature.multiply(self._part, shares, rows)
 
-        for numbers, products in blocks(operator, len(own), unit, multiply, progress=report):
-            for j, rows in zip(left, products, strict=True):
-                matrix[start + own[numbers], place[j]] = rows.flatten(1)
-        left.remove(i)
-        for j in left:
-            matrix[place[j], place[i]] = matrix[place[i], place[j]].T
-        symmetrise_(matrix[place[i], place[i]])
-        done += parameter.numel()
-    if progress is not None:
-        progress(operator.dim, operator.dim)
-    return matrix
+        return blocks(self._operator, len(own), unit, multiply, progress=lambda n, _: report(n))
 
 
-def _nonzero_rows(operator: SymmetricOperator) -> Tensor:
-    """Return which rows are not zero: a random combination of their entries tells, almost surely.
-
-    Weights on dead pixels and of dead units have rows of zeros, and then columns as well.
-    """
-    generator = torch.Generator().manual_seed(0)
-    vectors = torch.randn(operator.dim, 2, generator=generator, dtype=torch.float64)
-    return (operator.matmat(vectors.to(operator.device, operator.dtype)) != 0).any(dim=1)
+def _after(report: Callable[[int], None], before: int, done: int) -> None:
+    """Report on one of several rounds of work as on one."""
+    report(before + done)

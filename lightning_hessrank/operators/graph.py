@@ -101,9 +101,12 @@ class Graph:
 
     @cached_property
     def _residual_gradient(self) -> tuple[Tensor, ...]:
-        """``Jᵀ r`` with the residual ``r`` held constant."""
+        return self.residual_gradient(self.parameters)
+
+    def residual_gradient(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """``Jᵀ r`` by some inputs, with the residual ``r`` held constant."""
         residual = tuple(s.detach() for s in self.output_gradient)
-        return _differentiate(self.outputs, self.parameters, residual)
+        return _differentiate(self.outputs, inputs, residual)
 
     def multiply(
         self, part: Part, columns: Mapping[int, Tensor], rows: Sequence[int]

@@ -12,58 +12,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
 from lightning_hessrank.operators.assemble import assemble
 from lightning_hessrank.operators.base import NonFiniteError, Progress, SymmetricOperator
-from lightning_hessrank.operators.factor import LayerRecorder, outer_factor
+from lightning_hessrank.operators.blocks import sampled_layers
+from lightning_hessrank.operators.factor import outer_factor
+from lightning_hessrank.operators.function import (
+    LossFunction,
+    LossTerm,
+    check_finite,
+)
 from lightning_hessrank.operators.graph import Batching, Graph
+from lightning_hessrank.operators.layers import LayerRecorder
 from lightning_hessrank.operators.memory import graph_bytes, memory_limit
+from lightning_hessrank.operators.rewrite import CheaperDerivatives
+from lightning_hessrank.operators.root import agrees, random_vectors
+from lightning_hessrank.operators.samples import SampleHessian
 from lightning_hessrank.results import Part
 
 #: Bytes that a block of vectors may fill with intermediate results, by type of device. Measured on
 #: CPU: products are fastest while these stay in the cache; a GPU wants much work at once.
-BLOCK_BYTES = {"cpu": 2**24, "cuda": 2**30}
+BLOCK_BYTES = {"cpu": 2**23, "cuda": 2**30}
 MAX_BLOCK = 256
 #: Bytes of the graphs that products need, in units of those of the loss alone (measured: 3 to 4).
 GRAPH_GROWTH = 4
-
-
-class Evaluation(NamedTuple):
-    """One evaluation of the loss, with its autograd graph."""
-
-    loss: Tensor
-    """Scalar mean over the samples of the batch."""
-    outputs: tuple[Tensor, ...]
-    """The network's outputs, on which the loss depends; empty where they are unknown."""
-
-
-@dataclass(frozen=True)
-class LossTerm:
-    """One batch of a mean loss."""
-
-    weight: float
-    """Share of the mean: samples in this batch / samples in all."""
-    evaluate: Callable[[], Evaluation]
-    """Evaluates the batch; every call gives the same value (randomness is frozen)."""
-
-
-@dataclass(frozen=True)
-class LossFunction:
-    """``sum(term.weight * term.loss)`` as a function of named parameters."""
-
-    parameters: Mapping[str, Tensor]
-    """Leaf tensors that require gradients, in the order that rows of the Hessian have."""
-    terms: Sequence[LossTerm]
-
-    @property
-    def num_parameters(self) -> int:
-        """Dimension of the Hessian."""
-        return sum(x.numel() for x in self.parameters.values())
 
 
 class OutputsUnknownError(ValueError):
@@ -183,11 +159,52 @@ class LossCurvature:
         """Of the parameters and products."""
         return self.parameters[0].device
 
-    def _evaluate(self, term: LossTerm) -> Graph:
-        with torch.enable_grad():
+    def _evaluate(self, term: LossTerm, recorder: LayerRecorder | None = None) -> Graph:
+        with torch.enable_grad(), CheaperDerivatives(), recorder or nullcontext():
             evaluation = term.evaluate()
-        _check_finite(evaluation)
+        check_finite(evaluation)
         return Graph(self.parameters, evaluation.loss, evaluation.outputs, self.batching)
+
+    def add_sampled(
+        self,
+        part: Part,
+        start: Mapping[int, int],
+        matrix: Tensor,
+        report: Callable[[int], None],
+    ) -> set[int]:
+        """Add blocks of a part's matrix from derivatives of every sample, where that is cheaper.
+
+        See :mod:`lightning_hessrank.operators.samples`. What is added has to be checked.
+
+        Args:
+            part: which part.
+            start: number of a parameter -> its first row in the matrix.
+            matrix: to add to.
+            report: called between blocks with the number of rows done.
+
+        Returns:
+            Numbers of the parameters between which all blocks were added; if none, the matrix may
+            hold anything.
+        """
+        rows = {id(self.parameters[i]): row for i, row in start.items()}
+        found: set[int] | None = None
+        for number, term in enumerate(self._terms):
+            recorder = LayerRecorder()
+            graph = self._evaluate(term, recorder)
+            layers = sampled_layers(graph, recorder.layers, rows)
+            owned = {id(x) for layer in layers for x in (layer.weight, layer.bias)} & set(rows)
+            done = {i for i in start if id(self.parameters[i]) in owned}
+            found = done if found is None else found
+            if not done or done != found:
+                return set()
+            hessian = SampleHessian(graph, layers, part)
+            size = sum(self.sizes[i] for i in done)
+            if not hessian.is_known or 2 * hessian.cost > size:
+                return set()
+            for share, block in hessian.blocks():
+                block.add_to(matrix, rows, term.weight)
+                report(int(size * (number + share) / len(self._terms)))
+        return found or set()
 
     def outer_factor(self, indices: Sequence[int]) -> Tensor | None:
         """Return ``G`` with ``H_o = GᵀG`` and fewer rows than columns, where there is one.
@@ -199,18 +216,21 @@ class LossCurvature:
         for term in self._terms:
             if term.weight < 0:
                 return None
-            with LayerRecorder() as recorder:
-                graph = self._evaluate(term)
-            factor = None
-            if sum(f.numel() - f.shape[0] for f in graph.outputs if f.ndim > 1) < size:
-                factor = outer_factor(graph, recorder.layers, indices)
+            recorder = LayerRecorder()
+            graph = self._evaluate(term, recorder)
+            if sum(f.numel() - f.shape[0] for f in graph.outputs if f.ndim > 1) >= size:
+                return None
+            factor = outer_factor(graph, recorder.layers, indices)
             if factor is None:
                 return None
             factors.append(factor.mul_(math.sqrt(term.weight)))
             rows += factor.shape[0]
             if rows >= size:
                 return None
-        return torch.cat(factors)
+        factor = torch.cat(factors)
+        operator = PartOperator(self, "outer", tuple(indices))
+        vectors = random_vectors(size, factor)
+        return factor if agrees(factor.T @ (factor @ vectors), operator.matmat(vectors)) else None
 
     def _block_size(self) -> int:
         """Choose the block by what one vector's intermediate results fill; not by the clock.
@@ -218,7 +238,7 @@ class LossCurvature:
         So the same loss has the same blocks, and the same rounding, in every run.
         """
         each = max(1, self.term_bytes + 2 * self.num_parameters * self.dtype.itemsize)
-        target = min(BLOCK_BYTES.get(self.device.type, 2**24), self._max_bytes // 4)
+        target = min(BLOCK_BYTES.get(self.device.type, 2**23), self._max_bytes // 4)
         return max(1, min(MAX_BLOCK, target // each))
 
     def _indices(self, parameters: Sequence[str] | None) -> tuple[int, ...]:
@@ -279,15 +299,3 @@ class PartOperator(SymmetricOperator):
             raise NonFiniteError(
                 f"the {self.name} is not finite at a finite loss, in the rows of {', '.join(bad)}"
             )
-
-
-def _check_finite(evaluation: Evaluation) -> None:
-    for output in evaluation.outputs:
-        bad = int((~torch.isfinite(output)).sum())
-        if bad:
-            raise NonFiniteError(
-                f"the network's output is not finite ({bad} of {output.numel()} values): "
-                "look at the weights and the inputs"
-            )
-    if not bool(torch.isfinite(evaluation.loss)):
-        raise NonFiniteError(f"the loss is {float(evaluation.loss.detach())} at a finite output")
