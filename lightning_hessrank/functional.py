@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_hessrank.estimators.core import SketchCore
 from lightning_hessrank.estimators.dense import spectrum_estimate, symmetric_eigenvalues
-from lightning_hessrank.estimators.sketch import MIN_GAP, OVERSAMPLING, SketchCore
+from lightning_hessrank.estimators.sketch import MIN_GAP, OVERSAMPLING
 from lightning_hessrank.live.batch import clone_batch
 from lightning_hessrank.live.step import model_step
 from lightning_hessrank.live.subject import Subject

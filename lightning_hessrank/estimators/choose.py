@@ -99,6 +99,7 @@ def estimate_rank(
     memory_limit: int | None = None,
     part: Part = "total",
     progress: Progress | None = None,
+    counts: bool = False,
 ) -> RankEstimate:
     """Measure the rank of an operator by the named method, or by the one that fits.
 
@@ -111,6 +112,7 @@ def estimate_rank(
         memory_limit: bytes; ``None``: half of what is free. Several processes must pass the same.
         part: what the operator is, for the result.
         progress: called between blocks of products with (done, total).
+        counts: also at larger tolerances where that takes more time (sketch).
 
     Raises:
         NonFiniteError: a product is nan or inf.
@@ -130,7 +132,7 @@ def estimate_rank(
     if method == "dense":
         return dense_rank(operator, **common)
     if method == "sketch":
-        return sketch_rank(operator, max_rank=max_rank, seed=seed, **common)
+        return sketch_rank(operator, max_rank=max_rank, seed=seed, counts=counts, **common)
     if method == "lanczos":
         return lanczos_rank(operator, seed=seed, **common)
     raise ValueError(f"method must be one of 'auto', 'dense', 'sketch', 'lanczos', got {method!r}")

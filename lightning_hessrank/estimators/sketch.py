@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from lightning_hessrank.estimators.core import SketchCore, columns_of
 from lightning_hessrank.estimators.dense import (
     dense_rank,
     pad_with_zeros,
@@ -33,78 +33,10 @@ from lightning_hessrank.tolerance import (
 #: Columns beyond the expected rank: a core with this many zero eigenvalues is not full by accident.
 OVERSAMPLING = 8
 FIRST_SIZE = 64
-#: Columns of ``HΩ`` kept until they are multiplied with ``Ωᵀ``: wide products are fast, and
-#: where ``Ω`` is drawn again it is so once for each.
-SLAB = 512
 #: Smallest gap of the core's spectrum at the cut that makes its count believable.
 MIN_GAP = 1e3
 #: The core distorts eigenvalues by orders of magnitude; cuts above this are not looked for there.
 CORE_RTOL = 1e-8
-
-
-class SketchCore:
-    """The ``k × k`` matrix ``ΩᵀHΩ`` of a Gaussian ``Ω``, which can grow.
-
-    Almost surely its rank is ``min(k, rank H)``. ``Ω`` is drawn from its seed again whenever it
-    does not fit into memory.
-    """
-
-    def __init__(self, operator: SymmetricOperator, seed: int, memory_limit: int) -> None:
-        self._operator = operator
-        self._probes = GaussianProbes(
-            operator.dim, seed, dtype=operator.dtype, device=operator.device
-        )
-        self._limit = memory_limit
-        self._column_bytes = operator.dim * operator.dtype.itemsize
-        self.matrix = torch.zeros(0, 0, dtype=operator.dtype, device=operator.device)
-
-    @property
-    def size(self) -> int:
-        """Number of columns, and of products so far."""
-        return self.matrix.shape[0]
-
-    def columns(self, start: int, stop: int) -> Tensor:
-        """Return columns of ``Ω``."""
-        return self._probes.columns(start, stop)
-
-    def grow(self, size: int, progress: Progress | None = None) -> None:
-        """Add columns up to ``size``; those at hand are kept."""
-        old = self.size
-        core = self.matrix.new_zeros(size, size)
-        core[:old, :old] = self.matrix
-        width = max(1, min(SLAB, self._limit // (8 * self._column_bytes)))
-        keep = (size + width) * self._column_bytes <= self._limit // 2
-        columns = partial(_columns, self.columns(0, size)) if keep else self.columns
-        for first in range(old, size, width):
-            slab = self._products(columns, slice(first, min(first + width, size)), size, progress)
-            stop = first + slab.shape[1]
-            for top in range(0, stop, width):
-                rows = slice(top, min(top + width, stop))
-                core[rows, first:stop] = columns(rows.start, rows.stop).T @ slab
-        self.matrix = torch.triu(core) + torch.triu(core, 1).T
-
-    def _products(
-        self,
-        columns: Callable[[int, int], Tensor],
-        numbers: slice,
-        total: int,
-        progress: Progress | None,
-    ) -> Tensor:
-        """Return ``H`` times some columns."""
-        start, stop = numbers.start, numbers.stop
-        slab = self.matrix.new_empty(self._operator.dim, stop - start)
-
-        def report(done: int, _: int) -> None:
-            if progress is not None:
-                progress(done, total)
-
-        for block, products in product_blocks(self._operator, stop, columns, report, start=start):
-            slab[:, block.start - start : block.stop - start] = products
-        return slab
-
-
-def _columns(matrix: Tensor, start: int, stop: int) -> Tensor:
-    return matrix[:, start:stop]
 
 
 def sketch_rank(
@@ -116,6 +48,7 @@ def sketch_rank(
     memory_limit: int | None = None,
     part: Part = "total",
     progress: Progress | None = None,
+    counts: bool = False,
 ) -> RankEstimate:
     """Exact rank of a matrix of low rank, from ``max_rank`` + 8 products.
 
@@ -127,6 +60,8 @@ def sketch_rank(
         memory_limit: bytes; ``None``: half of what is free.
         part: what the operator is, for the result.
         progress: called between blocks of products with (done, total).
+        counts: also count at the usual larger tolerances, as far as memory allows. Takes no more
+            products, but about as long again where these are cheap.
 
     Raises:
         UnresolvedError: the spectrum has no gap at the cut.
@@ -144,7 +79,12 @@ def sketch_rank(
         found = _from_krylov(operator, rtol, seed, limit, progress)
     else:
         found = _from_core(
-            operator, max(rtol, machine), max_rank, seed=seed, limit=limit, progress=progress
+            SketchCore(operator, seed, limit, keep_image=counts),
+            max(rtol, machine),
+            max_rank,
+            seed=seed,
+            limit=limit,
+            progress=progress,
         )
     if found is None or (max_rank is not None and found.rank > max_rank):
         _warn_of_bound(max_rank, None if found is None else found.rank)
@@ -176,7 +116,7 @@ class _Found(NamedTuple):
 
 
 def _from_core(
-    operator: SymmetricOperator,
+    core: SketchCore,
     rtol: float,
     max_rank: int | None,
     *,
@@ -185,7 +125,7 @@ def _from_core(
     progress: Progress | None,
 ) -> _Found | None:
     """Grow the core until it is not full; ``None`` where that would be more work than dense."""
-    core = SketchCore(operator, seed, limit)
+    operator = core.operator
     first = min(FIRST_SIZE, operator.dim // 4) if max_rank is None else max_rank
     size = first + OVERSAMPLING
     while size < operator.dim:
@@ -200,10 +140,21 @@ def _from_core(
         if seen.rank + OVERSAMPLING // 2 <= size:
             if seen.rank and (seen.gap or 0.0) < MIN_GAP:
                 return _from_range(operator, core, rtol, limit=limit, progress=progress)
+            spectrum = core.spectrum(seen.rank)
+            if spectrum is not None:
+                largest, counts = _read(*spectrum)
+                return _Found(seen.rank, largest, seen.gap, core.size + 2, counts)
             largest, products = _largest_eigenvalue(operator, seed)
             return _Found(seen.rank, largest, seen.gap, core.size + products, {})
         size *= 2
     return None
+
+
+def _read(eigenvalues: Tensor, error: float) -> tuple[float, dict[float, float]]:
+    """Largest ``|λ|``, and the counts at tolerances well above the error."""
+    largest = float(eigenvalues.abs().max())
+    known = [t for t in COUNT_TOLERANCES if t * largest >= 10 * error]
+    return largest, {t: numerical_rank(eigenvalues, t).rank for t in known}
 
 
 def _from_range(
@@ -227,7 +178,7 @@ def _from_range(
     for numbers, products in product_blocks(operator, size, core.columns, progress):
         image[:, numbers] = products
     basis = torch.linalg.qr(image).Q
-    for numbers, products in product_blocks(operator, size, partial(_columns, basis), progress):
+    for numbers, products in product_blocks(operator, size, partial(columns_of, basis), progress):
         image[:, numbers] = products
     projected = basis.T @ image
     projected = (projected + projected.T) / 2

@@ -105,6 +105,7 @@ def measure(
                 seed=seed,
                 part=part,
                 progress=progress,
+                counts=True,
             )
 
         if method == "dense" and processes.count == 1:
