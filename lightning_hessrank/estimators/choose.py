@@ -64,7 +64,7 @@ def choose_method(
     cubic = seconds_per_cube(operator)
     p, itemsize = operator.dim, operator.dtype.itemsize
     exact = [
-        MethodChoice("dense", "", p * product / 2 + cubic * p**3, dense_bytes(p)),
+        MethodChoice("dense", "", operator.dense_cost() * product + cubic * p**3, dense_bytes(p)),
     ]
     if max_rank is not None and 2 * max_rank < p and (rtol is None or rtol <= CORE_RTOL):
         k = max_rank + 8

@@ -20,6 +20,7 @@ class GaussianProbes:
         self.seed = seed
         self.dtype = dtype
         self.device = device
+        self._latest: tuple[int, Tensor] | None = None
 
     def columns(self, start: int, stop: int) -> Tensor:
         """Return columns ``start:stop``, shape ``(dim, stop - start)``."""
@@ -29,10 +30,10 @@ class GaussianProbes:
         return torch.cat(chunks, dim=1)[:, start - offset : stop - offset]
 
     def _chunk(self, index: int) -> Tensor:
-        generator = torch.Generator(self.device).manual_seed(
-            (self.seed * 1_000_003 + index) % 2**63
-        )
-        rows = torch.randn(
-            _CHUNK, self.dim, generator=generator, dtype=self.dtype, device=self.device
-        )
-        return rows.T
+        if self._latest is None or self._latest[0] != index:  # blocks may be single columns
+            seed = (self.seed * 1_000_003 + index) % 2**63
+            generator = torch.Generator(self.device).manual_seed(seed)
+            shape = (_CHUNK, self.dim)
+            rows = torch.randn(shape, generator=generator, dtype=self.dtype, device=self.device)
+            self._latest = index, rows.T
+        return self._latest[1]

@@ -24,6 +24,7 @@ from lightning_hessrank.operators.base import (
     blocks,
     symmetrise_,
 )
+from lightning_hessrank.operators.memory import is_out_of_memory
 from lightning_hessrank.operators.root import agrees, random_vectors
 from lightning_hessrank.results import Part
 
@@ -46,7 +47,7 @@ class Curvature(Protocol):
         start: Mapping[int, int],
         matrix: Tensor,
         report: Callable[[int], None],
-    ) -> set[int]:
+    ) -> frozenset[int]:
         """Add blocks of the matrix, and return between which parameters."""
         ...
 
@@ -79,12 +80,19 @@ def assemble(
 
     report(0)
     start = {i: rows.start for i, rows in place.items()}
-    sampled = curvature.add_sampled(part, start, matrix, report)
+    try:
+        sampled = curvature.add_sampled(part, start, matrix, report)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        sampled = frozenset()
+    if not sampled:
+        matrix.zero_()
     # Weights on dead pixels and of dead units have rows of zeros: so have the products, and (almost
     # surely) nothing else has.
     columns = _Columns(curvature, part, operator, place, (products != 0).any(dim=1))
     columns.fill(matrix, sampled, report)
-    if sampled and not agrees(matrix @ vectors, products):
+    if sampled and not agrees(symmetrise_(matrix) @ vectors, products):
         columns.fill(matrix.zero_(), frozenset(), lambda _: report(operator.dim))
     report(operator.dim)
     return matrix

@@ -50,6 +50,10 @@ class SymmetricOperator(ABC):
             dense[:, columns] = products
         return symmetrise_(dense)
 
+    def dense_cost(self) -> float:
+        """Return the time that :meth:`to_dense` takes, in products, about."""
+        return self.dim / 2
+
     def smaller_matrix(self) -> Tensor | None:
         """Return a smaller symmetric matrix with the same nonzero eigenvalues, if one is known."""
         return None
@@ -139,7 +143,7 @@ def unit_columns(size: int, start: int, stop: int, like: Tensor) -> Tensor:
 
 def symmetrise_(matrix: Tensor) -> Tensor:
     """Replace a square matrix, in place, by the mean of itself and its transpose."""
-    size, tile = matrix.shape[0], 1024
+    size, tile = matrix.shape[0], 256
     for i in range(0, size, tile):
         for j in range(0, i + tile, tile):
             rows, cols = slice(i, i + tile), slice(j, j + tile)

@@ -17,8 +17,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from lightning_hessrank.operators.assemble import assemble
-from lightning_hessrank.operators.base import NonFiniteError, Progress, SymmetricOperator
+from lightning_hessrank.operators.base import SymmetricOperator
 from lightning_hessrank.operators.blocks import sampled_layers
 from lightning_hessrank.operators.factor import outer_factor
 from lightning_hessrank.operators.function import (
@@ -29,6 +28,7 @@ from lightning_hessrank.operators.function import (
 from lightning_hessrank.operators.graph import Batching, Graph
 from lightning_hessrank.operators.layers import LayerRecorder
 from lightning_hessrank.operators.memory import graph_bytes, memory_limit
+from lightning_hessrank.operators.part import PartOperator
 from lightning_hessrank.operators.rewrite import CheaperDerivatives
 from lightning_hessrank.operators.root import agrees, random_vectors
 from lightning_hessrank.operators.samples import SampleHessian
@@ -171,7 +171,7 @@ class LossCurvature:
         start: Mapping[int, int],
         matrix: Tensor,
         report: Callable[[int], None],
-    ) -> set[int]:
+    ) -> frozenset[int]:
         """Add blocks of a part's matrix from derivatives of every sample, where that is cheaper.
 
         See :mod:`lightning_hessrank.operators.samples`. What is added has to be checked.
@@ -187,24 +187,45 @@ class LossCurvature:
             hold anything.
         """
         rows = {id(self.parameters[i]): row for i, row in start.items()}
-        found: set[int] | None = None
+        found: frozenset[int] | None = None
         for number, term in enumerate(self._terms):
-            recorder = LayerRecorder()
-            graph = self._evaluate(term, recorder)
-            layers = sampled_layers(graph, recorder.layers, rows)
-            owned = {id(x) for layer in layers for x in (layer.weight, layer.bias)} & set(rows)
-            done = {i for i in start if id(self.parameters[i]) in owned}
+            hessian, done = self._sample(term, part, tuple(start))
             found = done if found is None else found
-            if not done or done != found:
-                return set()
-            hessian = SampleHessian(graph, layers, part)
+            if hessian is None or done != found:
+                return frozenset()
             size = sum(self.sizes[i] for i in done)
-            if not hessian.is_known or 2 * hessian.cost > size:
-                return set()
             for share, block in hessian.blocks():
                 block.add_to(matrix, rows, term.weight)
                 report(int(size * (number + share) / len(self._terms)))
-        return found or set()
+        return found or frozenset()
+
+    def dense_cost(self, part: Part, indices: Sequence[int]) -> float:
+        """Time that the dense matrix takes, in products; evaluates one term."""
+        hessian, done = self._sample(self._terms[0], part, indices)
+        left = sum(self.sizes[i] for i in indices if i not in done)
+        if hessian is None:
+            return left / 2
+        # Fitted to networks of the benchmarks: passes for z are cheaper than products, and the
+        # contractions take about an eighth of a product for every column.
+        sampled = sum(self.sizes[i] for i in done)
+        return left + hessian.cost / 4 + sampled / 8
+
+    def _sample(
+        self, term: LossTerm, part: Part, indices: Sequence[int]
+    ) -> tuple[SampleHessian | None, frozenset[int]]:
+        """Derivatives of every sample, where they pay, and numbers of the parameters they cover."""
+        recorder = LayerRecorder()
+        graph = self._evaluate(term, recorder)
+        layers = sampled_layers(graph, recorder.layers, {id(self.parameters[i]) for i in indices})
+        owned = {id(x) for layer in layers for x in (layer.weight, layer.bias)}
+        done = frozenset(i for i in indices if id(self.parameters[i]) in owned)
+        if not done:
+            return None, frozenset()
+        hessian = SampleHessian(graph, layers, part)
+        pays = 2 * hessian.cost <= sum(self.sizes[i] for i in done)
+        if hessian.is_known and pays and hessian.bytes <= self._max_bytes:
+            return hessian, done
+        return None, frozenset()
 
     def outer_factor(self, indices: Sequence[int]) -> Tensor | None:
         """Return ``G`` with ``H_o = GᵀG`` and fewer rows than columns, where there is one.
@@ -251,51 +272,3 @@ class LossCurvature:
                 f"{', '.join(unknown) if unknown else 'no name'}"
             )
         return tuple(i for i, name in enumerate(self.names) if name in set(parameters))
-
-
-class PartOperator(SymmetricOperator):
-    """A part of the Hessian, or its diagonal block for some parameters."""
-
-    def __init__(self, curvature: LossCurvature, part: Part, indices: tuple[int, ...]) -> None:
-        self.curvature = curvature
-        self.part = part
-        self.indices = indices
-        self.sizes = [curvature.sizes[i] for i in indices]
-        self.dim = sum(self.sizes)
-        self.dtype = curvature.dtype
-        self.device = curvature.device
-        self.block_size = curvature.block_size
-        self.name = f"{part} Hessian"
-
-    def matmat(self, vectors: Tensor) -> Tensor:
-        """Multiply with ``vectors`` of shape ``(dim, k)``."""
-        shapes = [self.curvature.parameters[i].shape for i in self.indices]
-        pieces = vectors.T.split(self.sizes, dim=1)
-        columns = {
-            i: piece.reshape(-1, *shape)
-            for i, piece, shape in zip(self.indices, pieces, shapes, strict=True)
-        }
-        products = self.curvature.multiply(self.part, columns, self.indices)
-        return torch.cat([x.flatten(1) for x in products], dim=1).T
-
-    def to_dense(self, progress: Progress | None = None) -> Tensor:
-        """Return the matrix, by :func:`~lightning_hessrank.operators.assemble.assemble`."""
-        return assemble(self.curvature, self.part, self.indices, self, progress)
-
-    def smaller_matrix(self) -> Tensor | None:
-        """Return the Gram matrix of the outer part's factor, where that is smaller."""
-        factor = self.curvature.outer_factor(self.indices) if self.part == "outer" else None
-        return None if factor is None else factor @ factor.T
-
-    def check_finite(self, products: Tensor) -> None:
-        """Raise, naming the parameters whose rows are not finite."""
-        finite = torch.isfinite(products).flatten(1).all(dim=1).split(self.sizes)
-        bad = [
-            self.curvature.names[i]
-            for i, rows in zip(self.indices, finite, strict=True)
-            if not bool(rows.all())
-        ]
-        if bad:
-            raise NonFiniteError(
-                f"the {self.name} is not finite at a finite loss, in the rows of {', '.join(bad)}"
-            )
