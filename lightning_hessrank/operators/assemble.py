@@ -74,9 +74,13 @@ def assemble(
     products = operator.matmat(vectors)
     matrix = vectors.new_zeros(operator.dim, operator.dim)
 
+    furthest = 0
+
     def report(done: int) -> None:
+        nonlocal furthest
+        furthest = max(furthest, done)  # what was started in vain is not taken back
         if progress is not None:
-            progress(done, operator.dim)
+            progress(furthest, operator.dim)
 
     report(0)
     start = {i: rows.start for i, rows in place.items()}
@@ -93,7 +97,7 @@ def assemble(
     columns = _Columns(curvature, part, operator, place, (products != 0).any(dim=1))
     columns.fill(matrix, sampled, report)
     if sampled and not agrees(symmetrise_(matrix) @ vectors, products):
-        columns.fill(matrix.zero_(), frozenset(), lambda _: report(operator.dim))
+        columns.fill(matrix.zero_(), frozenset(), report)
     report(operator.dim)
     return matrix
 

@@ -2,7 +2,8 @@
 
 Every comparison is made in one run, with the same network, data and dtype, and the answers are
 compared before times are. Times are CPU seconds of one thread, so that other work on the machine
-disturbs them little; runs of the candidates take turns, and ratios are medians of paired runs.
+disturbs them little; with ``--threads 2`` they are wall seconds. Runs of the candidates take turns,
+and ratios are medians of paired runs.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lightning_hessrank.bounds import rank_bound
 from lightning_hessrank.estimators import dense_parts, dense_rank, lanczos_rank, sketch_rank
-from lightning_hessrank.operators import DenseOperator
+from lightning_hessrank.operators import DenseOperator, SymmetricOperator
 from lightning_hessrank.tolerance import numerical_rank
 from tests.benchmarks import subjects
 from tests.benchmarks.peers import PEERS, Multiply
@@ -27,6 +29,8 @@ from tests.benchmarks.subjects import Subject
 
 #: Products from which the time of all is extrapolated.
 SAMPLE = 200
+#: Numbers of vectors multiplied at once.
+BLOCKS = (1, 4, 16, 64)
 
 
 def main() -> None:
@@ -36,10 +40,11 @@ def main() -> None:
         "only", nargs="*", metavar="NAME", help=f"some of {', '.join(BENCHMARKS)}; default: all"
     )
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(arguments.threads)
     print(machine(), flush=True)
-    for name in arguments.only or BENCHMARKS:
+    for name in arguments.only or [n for n in BENCHMARKS if n != "sketch-whole"]:  # 5 minutes
         print(f"\n### {name}\n", flush=True)
         BENCHMARKS[name](arguments.rounds)
 
@@ -51,17 +56,20 @@ def machine() -> str:
     if info.exists():
         names = [x for x in info.read_text().splitlines() if x.startswith("model name")]
         model = names[0].split(":")[1].strip() if names else model
+    threads = torch.get_num_threads()
+    seconds = "one thread, CPU seconds" if threads == 1 else f"{threads} threads, wall seconds"
     return (
-        f"{model}, one thread, torch {torch.__version__}, {platform.system()}; CPU seconds; "
+        f"{model}, {seconds}, torch {torch.__version__}, {platform.system()}; "
         f"peers: {', '.join(PEERS) or 'none installed'}"
     )
 
 
 def timed(work: Callable[[], object]) -> tuple[float, object]:
-    """CPU seconds, and the result."""
-    start = time.process_time()
+    """CPU seconds of one thread, or wall seconds of several; and the result."""
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    start = clock()
     result = work()
-    return time.process_time() - start, result
+    return clock() - start, result
 
 
 def columns(multiply: Multiply, subject: Subject, block: int, count: int | None = None) -> Tensor:
@@ -138,68 +146,97 @@ def three_parts(rounds: int) -> None:
     table(rows)
 
 
-def sketch(rounds: int) -> float:
-    """Sketch against building the matrix product by product, whose time is extrapolated."""
+def sketch(rounds: int, *, whole: bool = False) -> float:
+    """Sketch against building the matrix product by product and all its eigenvalues.
+
+    The latter is extrapolated from some products and a smaller matrix; ``whole``: not.
+    """
     subject = subjects.linear_mlp()
     p = subject.size
     ratios, mine, other = [], [], []
+    sample, n = (p, p) if whole else (SAMPLE, 4000)
     for _ in range(rounds):
-        seconds, estimate = timed(
-            lambda: sketch_rank(subject.curvature().operator(), max_rank=2016)
-        )
         operator = subject.curvature().operator()
+        seconds, estimate = timed(lambda op=operator: sketch_rank(op, max_rank=2016))
+        counted = timed(lambda op=operator: sketch_rank(op, max_rank=2016, counts=True))[0]
         columns(operator.matmat, subject, 1, 2)
-        each = timed(lambda op=operator: columns(op.matmat, subject, 1, SAMPLE))[0] / SAMPLE
-        n = 4000
-        matrix = torch.randn(n, n, dtype=torch.float64)
-        eigen = timed(lambda m=matrix: torch.linalg.eigvalsh(m))[0] * (p / n) ** 3
-        mine.append(seconds)
-        other.append(p * each + eigen)
-        ratios.append(other[-1] / seconds)
+        spent, matrix = timed(lambda op=operator: columns(op.matmat, subject, 1, sample))
+        if not whole:
+            matrix = torch.randn(n, n, dtype=torch.float64)
+        eigen, values = timed(lambda m=matrix: torch.linalg.eigvalsh(m))
         assert estimate.rank == 2016
+        assert not whole or numerical_rank(values).rank == 2016
+        mine.append(seconds)
+        other.append(p / sample * spent + (p / n) ** 3 * eigen)
+        ratios.append(other[-1] / seconds)
+    how = "measured" if whole else f"from {sample} products and the eigenvalues of n = {n:,}"
     table(
         [
             ("linear MLP 128-96-96-4", "seconds", "ratio"),
             ("sketch, rank 2016", f"{statistics.median(mine):.1f}", "1"),
+            ("the same with counts at 1e-1 … 1e-6", f"{counted:.1f}", f"{counted / seconds:.1f}"),
             (
-                "product by product + eigvalsh (extrapolated)",
+                f"product by product + eigvalsh ({how})",
                 f"{statistics.median(other):.0f}",
                 f"{statistics.median(ratios):.0f}",
             ),
         ]
     )
-    print(
-        f"\np = {p:,}: {p * each:.0f} s of products (from {SAMPLE}), {eigen:.0f} s of eigenvalues "
-        f"(from n = {n:,})"
-    )
+    print(f"\np = {p:,}")
     return statistics.median(ratios)
 
 
 def large_sketch(rounds: int) -> None:
-    """A linear CNN whose dense matrix would take 80 GB or more."""
+    """A linear CNN whose dense matrix would take 80 GB or more: bound first, then the rank."""
     del rounds
     subject = subjects.linear_cnn()
     p = subject.size
     start = time.perf_counter()
+    first, bound = timed(lambda: rank_bound(subject.net, subject.x, loss="mse", data=subject.x))
     seconds, estimate = timed(
-        lambda: sketch_rank(subject.curvature().operator(), memory_limit=2**31)
+        lambda: sketch_rank(
+            subject.curvature().operator(), max_rank=bound.total, memory_limit=3 * 2**30
+        )
     )
+    wall = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    table(
-        [
-            ("p", "dense matrix", "rank", "gap", "products", "CPU s", "wall s", "peak memory"),
-            (
-                f"{p:,}",
-                f"{8 * p * p / 1e9:.0f} GB",
-                f"{estimate.rank}",
-                f"{estimate.gap:.1e}",
-                f"{estimate.num_products}",
-                f"{seconds:.0f}",
-                f"{time.perf_counter() - start:.0f}",
-                f"{peak:.2f} GiB",
-            ),
-        ]
-    )
+    found = {
+        "p": f"{p:,}",
+        "dense matrix": f"{8 * p * p / 1e9:.0f} GB",
+        "bound": f"{bound.total}",
+        "rank": f"{estimate.rank}",
+        "gap": f"{estimate.gap:.1e}",
+        "products": f"{estimate.num_products}",
+        "bound, s": f"{first:.0f}",
+        "rank, s": f"{seconds:.0f}",
+        "both, wall s": f"{wall:.0f}",
+        "peak memory": f"{peak:.2f} GiB",
+    }
+    table([tuple(found), tuple(found.values())])
+
+
+def block_seconds(operator: SymmetricOperator, vectors: Tensor, rounds: int) -> float:
+    """Median time of one product, in a block of these vectors."""
+    operator.matmat(vectors)
+    runs = [timed(lambda: operator.matmat(vectors))[0] for _ in range(rounds)]
+    return statistics.median(runs) / vectors.shape[1]
+
+
+def blocks(rounds: int) -> None:
+    """Time of a product in blocks of several sizes, beside the block that is chosen."""
+    rows = [("network", "chosen", *(f"{k} at once" for k in BLOCKS), "chosen / best")]
+    for name in ("mlp", "cnn", "linear_mlp", "linear_cnn"):
+        curvature = getattr(subjects, name)().curvature()
+        operator = curvature.operator()
+        vectors = torch.randn(operator.dim, max(BLOCKS), dtype=operator.dtype)
+        times = {k: block_seconds(operator, vectors[:, :k], rounds) for k in BLOCKS}
+        times[operator.block_size] = block_seconds(
+            operator, vectors[:, : operator.block_size], rounds
+        )
+        each = [f"{1e3 * times[k]:.2f} ms" for k in BLOCKS]
+        ratio = times[operator.block_size] / min(times.values())
+        rows.append((name, f"{operator.block_size}", *each, f"{ratio:.2f}"))
+    table(rows)
 
 
 def resnet(rounds: int) -> dict[str, float]:
@@ -309,7 +346,9 @@ BENCHMARKS: dict[str, Callable[[int], object]] = {
     "cnn": lambda rounds: exact_rank(subjects.cnn, rounds),
     "parts": three_parts,
     "sketch": sketch,
+    "sketch-whole": lambda rounds: sketch(min(rounds, 1), whole=True),
     "large-sketch": large_sketch,
+    "blocks": blocks,
     "resnet": resnet,
     "coverage": coverage,
     "growth": growth,

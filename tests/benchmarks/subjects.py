@@ -89,16 +89,16 @@ def linear_mlp(widths: tuple[int, ...] = (128, 96, 96, 4)) -> Subject:
 
 
 def linear_cnn() -> Subject:
-    """Two 5-tap convolutions over time, a pooled head, one output; p = 101,672."""
+    """Two 5-tap convolutions over time, a pooled head, two outputs; p = 101,814."""
     torch.manual_seed(0)
     net = nn.Sequential(
         nn.Conv1d(1, 142, 5, bias=False),
         nn.Conv1d(142, 142, 5, bias=False),
         nn.AdaptiveAvgPool1d(1),
         nn.Flatten(),
-        nn.Linear(142, 1, bias=False),
+        nn.Linear(142, 2, bias=False),
     )
-    x, y = torch.randn(32, 1, 12).double(), torch.randn(32, 1).double()
+    x, y = torch.randn(32, 1, 12).double(), torch.randn(32, 2).double()
     return Subject(net.double(), nn.MSELoss(), x, y)
 
 

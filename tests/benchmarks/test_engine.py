@@ -11,7 +11,7 @@ pytestmark = pytest.mark.benchmark
 
 
 @pytest.mark.skipif(not PEERS, reason="needs pip install lightning-hessrank[bench]")
-@pytest.mark.parametrize(("build", "least"), [(subjects.mlp, 1.1), (subjects.cnn, 4.0)])
+@pytest.mark.parametrize(("build", "least"), [(subjects.mlp, 2.0), (subjects.cnn, 5.0)])
 def test_exact_rank_is_the_same_and_sooner(build, least: float) -> None:
     ratios = engine.exact_rank(build, rounds=1)
     assert min(r for name, r in ratios.items() if name != "lightning-hessrank") >= least
@@ -22,7 +22,7 @@ def test_sketch_beats_the_dense_matrix() -> None:
 
 
 def test_product_costs_about_two_gradients() -> None:
-    assert engine.resnet(rounds=3)["lightning-hessrank, one"] <= 2.5
+    assert engine.resnet(rounds=3)["lightning-hessrank, one"] <= 2.3
 
 
 def test_intervals_cover_the_dense_count() -> None:

@@ -1,0 +1,47 @@
+"""To take, and to watch, the way to a dense matrix by derivatives of every sample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+from torch import Tensor
+
+from lightning_hessrank.operators import LossCurvature
+from lightning_hessrank.operators.root import agrees
+from lightning_hessrank.operators.samples import SampleHessian
+
+ASSEMBLE = "lightning_hessrank.operators.assemble"
+
+
+@dataclass
+class Seen:
+    """What the way by samples did in the last dense matrix."""
+
+    names: set[str] = field(default_factory=set)
+    agreed: bool | None = None
+
+
+@pytest.fixture
+def sampling(monkeypatch: pytest.MonkeyPatch) -> Seen:
+    """The way by samples is taken at any cost, and watched."""
+    seen, add = Seen(), LossCurvature.add_sampled
+
+    def add_and_look(self: LossCurvature, *args) -> set[int]:
+        found = add(self, *args)
+        seen.names, seen.agreed = {self.names[i] for i in found}, None
+        return found
+
+    def check_and_look(found: Tensor, products: Tensor) -> bool:
+        seen.agreed = agrees(found, products)
+        return seen.agreed
+
+    monkeypatch.setattr(SampleHessian, "cost", 0)
+    monkeypatch.setattr(LossCurvature, "add_sampled", add_and_look)
+    monkeypatch.setattr(f"{ASSEMBLE}.agrees", check_and_look)
+    return seen
+
+
+def assert_same(found: Tensor, expected: Tensor, scale: float, what: str) -> None:
+    error = float((found - expected).abs().max())
+    assert error <= 1e-11 * max(float(expected.abs().max()), 1e-4 * scale), what

@@ -1,0 +1,202 @@
+"""A convolution is a product of its weights with patches, whatever its geometry."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_hessrank.operators.convolution import Convolution, read_convolution, unfold
+from lightning_hessrank.operators.layers import Layer, LayerRecorder
+
+# Shapes of input and weight, and further arguments by position or by name.
+GEOMETRIES = {
+    "1d": ((2, 3, 7), (4, 3, 3), (), {}),
+    "1d bias": ((2, 3, 7), (4, 3, 3), (torch.arange(4.0, dtype=torch.float64),), {}),
+    "1d stride": ((2, 3, 8), (4, 3, 3), (None, 2), {}),
+    "1d padding": ((2, 3, 7), (4, 3, 3), (), {"padding": 2}),
+    "1d all by position": ((2, 4, 9), (6, 2, 3), (None, (2,), (1,), (2,), 2), {}),
+    "1d all by name": (
+        (2, 4, 9),
+        (6, 2, 3),
+        (),
+        {"bias": None, "stride": (2,), "padding": (1,), "dilation": (2,), "groups": 2},
+    ),
+    "1d same": ((2, 3, 7), (4, 3, 3), (), {"padding": "same"}),
+    "1d same even": ((2, 3, 7), (4, 3, 4), (), {"padding": "same"}),
+    "1d same even dilated": ((2, 3, 7), (4, 3, 2), (), {"padding": "same", "dilation": 3}),
+    "1d valid": ((2, 3, 7), (4, 3, 2), (None, 3, "valid"), {}),
+    "1d one tap": ((2, 3, 7), (4, 3, 1), (), {}),
+    "1d one tap stride": ((2, 3, 7), (4, 3, 1), (None, 2), {}),
+    "1d one tap padding": ((2, 3, 7), (4, 3, 1), (None, 1, 1), {}),
+    "1d one position": ((2, 3, 4), (4, 3, 4), (), {}),
+    "2d": ((2, 3, 5, 6), (4, 3, 3, 3), (), {}),
+    "2d even kernel": ((2, 3, 5, 6), (4, 3, 2, 4), (), {}),
+    "2d stride": ((2, 3, 6, 7), (4, 3, 3, 2), (), {"stride": (2, 3)}),
+    "2d padding": ((2, 3, 5, 4), (4, 3, 3, 3), (), {"padding": (2, 1)}),
+    "2d one number for both": ((2, 3, 5, 4), (4, 3, 3, 3), (None, (2,), (1,)), {}),
+    "2d dilation": ((2, 3, 7, 6), (4, 3, 3, 2), (), {"dilation": (2, 3)}),
+    "2d groups": ((2, 4, 5, 4), (6, 2, 2, 3), (), {"groups": 2, "padding": 1}),
+    "2d depthwise": ((2, 3, 5, 4), (6, 1, 3, 3), (None, 2, 1, 1, 3), {}),
+    "2d same": ((2, 3, 5, 4), (4, 3, 3, 5), (), {"padding": "same"}),
+    "2d same even": ((2, 3, 5, 4), (4, 3, 2, 4), (), {"padding": "same"}),
+    "2d same dilated": ((2, 3, 5, 4), (4, 3, 3, 2), (), {"padding": "same", "dilation": (2, 1)}),
+    "2d everything": (
+        (2, 4, 9, 8),
+        (2, 2, 3, 2),
+        (None,),
+        {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 3), "groups": 2},
+    ),
+    "2d empty batch": ((0, 3, 5, 4), (4, 3, 3, 3), (), {}),
+    "3d": ((2, 2, 4, 3, 5), (3, 2, 2, 1, 3), (), {}),
+    "3d stride, padding, dilation": (
+        (2, 2, 4, 5, 6),
+        (3, 2, 2, 3, 2),
+        (None, (2, 1, 3), (0, 1, 2), (1, 2, 3)),
+        {},
+    ),
+    "3d same": ((2, 2, 3, 2, 3), (3, 2, 2, 3, 1), (), {"padding": "same"}),
+    "3d groups": ((2, 4, 3, 4, 3), (4, 2, 2, 2, 2), (), {"groups": 2}),
+}
+FUNCTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+def from_patches(call: Convolution) -> Tensor:
+    """The definition: ``W`` times patches, in every group of channels."""
+    patches = unfold(call.input.flatten(2), call.places(), dim=2).unflatten(1, (call.groups, -1))
+    weight = call.weight.flatten(2).unflatten(0, (call.groups, -1))
+    output = torch.einsum("gmct,ngcts->ngms", weight, patches).flatten(1, 2)
+    if call.bias is not None:
+        output = output + call.bias[:, None]
+    return output.unflatten(2, call.positions)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_patches_times_weights_are_the_convolution(name: str) -> None:
+    shape, kernel, args, kwargs = GEOMETRIES[name]
+    x = torch.randn(shape, dtype=torch.float64)
+    args = (torch.randn(kernel, dtype=torch.float64), *args)
+    expected = FUNCTIONS[len(kernel) - 2](x, *args, **kwargs)
+    call = read_convolution((x, *args), kwargs)
+    assert call is not None
+    assert call.positions == expected.shape[2:]
+    assert call.places().shape == (math.prod(kernel[2:]), expected.shape[2:].numel())
+    torch.testing.assert_close(from_patches(call), expected, rtol=0, atol=1e-13)
+
+
+def test_everything_by_name_is_read_as_by_position() -> None:
+    x, w = torch.randn(2, 3, 5, 4), torch.randn(4, 3, 3, 2)
+    call = read_convolution((), {"weight": w, "input": x, "stride": 2})
+    assert call is not None
+    assert call.input is x
+    assert call.weight is w
+    assert (call.bias, call.stride, call.groups) == (None, (2, 2), 1)
+    assert (call.dilation, call.padding) == ((1, 1), ((0, 0), (0, 0)))
+
+
+@pytest.mark.parametrize("dims", FUNCTIONS)
+def test_a_single_unbatched_image_is_not_read(dims: int) -> None:
+    x, w = torch.randn(3, *(4,) * dims), torch.randn(2, 3, *(3,) * dims)
+    assert FUNCTIONS[dims](x, w).ndim == dims + 1  # PyTorch does accept it
+    assert read_convolution((x, w), {}) is None
+    assert read_convolution((x.unsqueeze(0), w), {}) is not None
+
+
+def test_unfold_of_any_dimension() -> None:
+    images, places = torch.arange(24.0).view(2, 4, 3), torch.tensor([[0, 4], [3, 1], [2, 2]])
+    padded = torch.cat([images, torch.zeros(2, 1, 3)], dim=1)
+    found = unfold(images, places, dim=1)
+    assert found.shape == (2, 3, 2, 3)
+    for tap, position in torch.cartesian_prod(torch.arange(3), torch.arange(2)):
+        assert found[:, tap, position].equal(padded[:, places[tap, position]])
+
+
+def test_one_tap_everywhere_copies_nothing() -> None:
+    images = torch.randn(2, 3, 5)
+    view = unfold(images, torch.arange(5)[None], dim=2)
+    assert view.shape == (2, 3, 1, 5)
+    assert view.data_ptr() == images.data_ptr()
+    other = unfold(images, torch.tensor([[0, 2, 1, 3, 4]]), dim=2)
+    assert other[:, :, 0].equal(images[:, :, [0, 2, 1, 3, 4]])
+
+
+LAYERS = {
+    "linear": (nn.Linear(4, 3), (5, 4)),
+    "linear over a sequence": (nn.Linear(4, 3, bias=False), (5, 6, 4)),
+    "linear over a grid": (nn.Linear(4, 3), (5, 2, 3, 4)),
+    "conv1d": (nn.Conv1d(2, 3, 3, stride=2, padding=1), (5, 2, 7)),
+    "conv2d": (nn.Conv2d(2, 3, (2, 3), padding=(1, 0), bias=False), (5, 2, 4, 4)),
+    "conv2d same": (nn.Conv2d(2, 3, 3, padding="same", dilation=2), (5, 2, 4, 4)),
+    "conv2d circular": (nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular"), (5, 2, 4, 4)),
+    "conv2d groups": (nn.Conv2d(4, 6, 2, groups=2), (5, 4, 3, 4)),
+    "conv3d depthwise": (nn.Conv3d(2, 4, 2, groups=2), (5, 2, 3, 2, 3)),
+}
+
+
+def record(module: nn.Module, x: Tensor) -> tuple[list[Layer], Tensor]:
+    with LayerRecorder() as recorder:
+        output = module(x)
+    return recorder.layers, output
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_signals_times_patches_are_the_gradients_of_every_sample(name: str) -> None:
+    module, shape = LAYERS[name]
+    module = module.double()
+    (layer,), output = record(module, torch.randn(shape, dtype=torch.float64))
+    cotangents = torch.randn(2, *output.shape, dtype=torch.float64)
+    signals, patches = layer.signals(cotangents), layer.patches()
+    gradients = torch.einsum("kngms,ngcs->kngmc", signals, patches).flatten(2, 3)
+    for k, n in torch.cartesian_prod(torch.arange(2), torch.arange(5)):
+        loss = (output[n] * cotangents[k, n]).sum()
+        expected = torch.autograd.grad(loss, list(module.parameters()), retain_graph=True)
+        torch.testing.assert_close(gradients[k, n], expected[0].flatten(1), rtol=0, atol=1e-13)
+        if module.bias is not None:
+            sums = signals[k, n].sum(-1).flatten()
+            torch.testing.assert_close(sums, expected[1], rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_knows_its_shapes(name: str) -> None:
+    module, shape = LAYERS[name]
+    module = module.double()
+    (layer,), output = record(module, torch.randn(shape, dtype=torch.float64))
+    assert layer.weight is module.weight
+    assert layer.bias is module.bias
+    assert layer.groups == getattr(module, "groups", 1)
+    assert layer.in_channels == getattr(module, "in_channels", shape[-1])
+    for x in (layer.input, layer.output):
+        assert layer.channels_as_they_are(layer.channels_first(x)).equal(x)
+    assert layer.channels_first(output).shape[1] == len(module.weight)
+    assert layer.images(layer.output).shape[:2] == (5, len(module.weight))
+    taps = module.weight[0, 0].numel() if module.weight.ndim > 2 else 1
+    assert layer.places().shape == (taps, layer.images(layer.output).shape[2])
+
+
+def test_calls_are_remembered_in_order_and_survive_in_place_activations() -> None:
+    first, second = nn.Conv1d(2, 3, 2), nn.Linear(5, 4)
+    net = nn.Sequential(first, nn.ReLU(inplace=True), second, nn.ReLU(inplace=True))
+    x = torch.randn(3, 2, 6)
+    layers, output = record(net, x)
+    assert [layer.weight for layer in layers] == [first.weight, second.weight]
+    assert torch.equal(layers[0].output, first(x))
+    assert bool((layers[0].output < 0).any())
+    assert torch.equal(output, net(x))
+    (signal,) = torch.autograd.grad(output.sum(), layers[0].output)
+    assert bool((signal[layers[0].output < 0] == 0).all())
+    assert bool(signal.any())
+
+
+def test_what_has_no_samples_or_is_no_layer_is_not_remembered() -> None:
+    net = nn.Linear(4, 3)
+    x = torch.randn(4)
+    assert record(net, x)[0] == []
+    assert record(nn.Conv1d(4, 3, 1), x[:, None])[0] == []
+    assert record(nn.ConvTranspose1d(4, 3, 1), x[None, :, None])[0] == []
+    layers, output = record(nn.Tanh(), x)
+    assert layers == []
+    assert torch.equal(output, x.tanh())

@@ -1,0 +1,172 @@
+"""Rewritten functions: the same numbers to second derivatives, by other operations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_hessrank.operators.rewrite import MAX_POSITIONS, CheaperDerivatives
+
+SLOW = {"ConvolutionBackward0", "NativeBatchNormBackward0"}
+
+
+class Call(NamedTuple):
+    """What is called with some numbers, and whether by another expression."""
+
+    build: Callable[[], Callable[..., Tensor]]
+    shapes: tuple[tuple[int, ...], ...]
+    rewritten: bool
+    dtype: torch.dtype = torch.float64
+
+
+def norm(kind: type[nn.Module], training: bool = False, **options: bool) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        module = kind(3, **options).double().train(training)
+        if module.running_mean is not None:
+            module.running_mean.normal_(mean=2.0)
+            module.running_var.uniform_(0.3, 3.0)
+        if module.affine:
+            nn.init.normal_(module.weight)
+            nn.init.normal_(module.bias)
+        return module
+
+    return build
+
+
+def by_hand(**options: bool | float) -> Callable[[], Callable[..., Tensor]]:
+    """``F.batch_norm`` with affine numbers among the inputs."""
+
+    def build() -> Callable[..., Tensor]:
+        mean, var = torch.randn(3).double(), torch.rand(3).double() + 0.5
+        names = ("weight", "bias")
+        return lambda x, *affine: F.batch_norm(
+            x, mean, var, **dict(zip(names, affine, strict=False)), **options
+        )
+
+    return build
+
+
+def conv(function: Callable[..., Tensor], *args, **kwargs) -> Callable[[], Callable[..., Tensor]]:
+    return lambda: lambda *tensors: function(*tensors, *args, **kwargs)
+
+
+def shared_padding() -> Callable[..., Tensor]:
+    return nn.Conv2d(2, 3, 3, padding=1, padding_mode="reflect").double()
+
+
+IMAGES, KERNEL, BIAS = (2, 2, 5, 4), (3, 2, 3, 2), (3,)
+CALLS = {
+    "BatchNorm1d": Call(norm(nn.BatchNorm1d), ((4, 3),), True),
+    "BatchNorm1d of sequences": Call(norm(nn.BatchNorm1d), ((4, 3, 5),), True),
+    "BatchNorm2d": Call(norm(nn.BatchNorm2d), ((2, 3, 4, 2),), True),
+    "BatchNorm3d": Call(norm(nn.BatchNorm3d), ((2, 3, 2, 3, 2),), True),
+    "BatchNorm without affine": Call(norm(nn.BatchNorm2d, affine=False), ((2, 3, 4, 2),), True),
+    "BatchNorm in training": Call(norm(nn.BatchNorm2d, training=True), ((2, 3, 4, 2),), False),
+    "BatchNorm without running statistics": Call(
+        norm(nn.BatchNorm2d, track_running_stats=False), ((4, 3, 2, 2),), False
+    ),
+    "batch_norm": Call(by_hand(), ((4, 3, 2), (3,), (3,)), True),
+    "batch_norm without bias": Call(by_hand(), ((4, 3, 2), (3,)), True),
+    "batch_norm, large eps": Call(by_hand(eps=0.7), ((4, 3), (3,), (3,)), True),
+    "batch_norm in training": Call(by_hand(training=True), ((4, 3, 2), (3,), (3,)), False),
+    "conv1d": Call(conv(F.conv1d), ((2, 3, 7), (4, 3, 3), (4,)), True),
+    "conv2d": Call(conv(F.conv2d), (IMAGES, KERNEL, BIAS), True),
+    "conv2d without bias": Call(conv(F.conv2d), (IMAGES, KERNEL), True),
+    "conv2d geometry": Call(
+        conv(F.conv2d, (2, 1), padding=(1, 2), dilation=2), ((2, 2, 7, 6), KERNEL, BIAS), True
+    ),
+    "conv2d same": Call(conv(F.conv2d, padding="same"), (IMAGES, (3, 2, 3, 3), BIAS), True),
+    "conv3d": Call(conv(F.conv3d), ((2, 2, 3, 4, 3), (3, 2, 2, 2, 2), (3,)), True),
+    "Conv2d with reflections": Call(shared_padding, ((2, 2, 5, 4),), True),
+    "as many positions": Call(conv(F.conv1d), ((1, 2, MAX_POSITIONS + 2), (2, 2, 3), (2,)), True),
+    "one position more": Call(conv(F.conv1d), ((1, 2, MAX_POSITIONS + 3), (2, 2, 3), (2,)), False),
+    "conv2d with groups": Call(conv(F.conv2d, None, groups=2), ((2, 4, 5, 4), (4, 2, 3, 2)), False),
+    "conv2d float32": Call(conv(F.conv2d), (IMAGES, KERNEL, BIAS), False, torch.float32),
+    "conv2d unbatched": Call(conv(F.conv2d), (IMAGES[1:], KERNEL, BIAS), False),
+}
+
+
+def nodes(output: Tensor) -> set[str]:
+    """Names of all operations in the graph."""
+    seen, todo = set(), [output.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            todo += [before for before, _ in node.next_functions]
+    return {node.name() for node in seen}
+
+
+def derivatives(output: Tensor, inputs: list[Tensor]) -> list[Tensor]:
+    """Value, gradient and a product with the Hessian of a curved function of the output."""
+    generator = torch.Generator().manual_seed(1)
+    loss = (output.tanh() * torch.randn(output.shape, generator=generator).to(output)).sum()
+    gradient = torch.autograd.grad(loss, inputs, create_graph=True)
+    vectors = [torch.randn(x.shape, generator=generator).to(x) for x in inputs]
+    dot = sum((g * v).sum() for g, v in zip(gradient, vectors, strict=True))
+    return [output, *gradient, *torch.autograd.grad(dot, inputs)]
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_rewritten_where_it_should_be_and_the_same_to_second_derivatives(name: str) -> None:
+    call = CALLS[name]
+    function = call.build()
+    tensors = [torch.randn(shape, dtype=call.dtype, requires_grad=True) for shape in call.shapes]
+    inputs = tensors + (list(function.parameters()) if isinstance(function, nn.Module) else [])
+    plain = function(*tensors)
+    with CheaperDerivatives():
+        output = function(*tensors)
+    assert nodes(plain) & SLOW  # else the graph would not tell
+    assert call.rewritten == (not nodes(output) & SLOW)
+    assert output.shape == plain.shape
+    assert output.dtype == plain.dtype
+    rtol = 1e-5 if call.dtype == torch.float32 else 1e-13
+    for found, expected in zip(
+        derivatives(output, inputs), derivatives(plain, inputs), strict=True
+    ):
+        scale = float(expected.detach().abs().max())
+        torch.testing.assert_close(found, expected, rtol=0, atol=rtol * scale)
+
+
+def test_other_devices_keep_their_kernels() -> None:
+    x, w = (torch.randn(s, dtype=torch.float64, device="meta") for s in (IMAGES, KERNEL))
+    w.requires_grad_()
+    with CheaperDerivatives():
+        assert nodes(F.conv2d(x, w)) & SLOW
+
+
+def test_running_statistics_are_read_and_not_moved() -> None:
+    module = norm(nn.BatchNorm1d)()
+    before = {name: x.clone() for name, x in module.state_dict().items()}
+    with CheaperDerivatives():
+        module(torch.randn(4, 3, dtype=torch.float64))
+    assert all(x.equal(before[name]) for name, x in module.state_dict().items())
+    module.train()
+    with CheaperDerivatives():
+        module(torch.randn(4, 3, dtype=torch.float64))
+    assert not module.running_mean.equal(before["running_mean"])
+
+
+def test_a_large_mean_costs_no_digits() -> None:
+    module = nn.BatchNorm1d(3).eval()
+    module.running_mean.fill_(1e4)
+    module.running_var.fill_(1e-2)
+    x = 1e4 + 0.1 * torch.randn(50, 3)
+    exact = (x.double() - module.running_mean) / (module.running_var.double() + module.eps).sqrt()
+    with CheaperDerivatives():
+        error = (module(x) - exact).abs().max()
+    assert error <= 4 * torch.finfo(torch.float32).eps * exact.abs().max()
+
+
+def test_errors_are_those_of_the_original() -> None:
+    x, mean, var = torch.ones(4), torch.zeros(4), torch.ones(4)
+    with pytest.raises(RuntimeError) as plain:
+        F.batch_norm(x, mean, var)
+    with CheaperDerivatives(), pytest.raises(RuntimeError) as rewritten:
+        F.batch_norm(x, mean, var)
+    assert str(rewritten.value) == str(plain.value)
