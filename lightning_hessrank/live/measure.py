@@ -24,6 +24,7 @@ from lightning_hessrank.operators import (
     ReducedOperator,
     SymmetricOperator,
 )
+from lightning_hessrank.operators.memory import memory_limit
 from lightning_hessrank.results import PARTS, Method, Part, RankBound, RankEstimate
 
 Layers = Mapping[str, Sequence[str]]
@@ -90,10 +91,11 @@ def measure(
         unexplained = unexplained_share(curvature, seed=seed) if known else 0.0
         unexplained = max(processes.gather(unexplained))
         limits = _limits(bound if unexplained <= SPLIT_TOLERANCE else None)
+        memory = min(processes.gather(memory_limit(subject.device)))
         choice = ""
         if method == "auto":  # timed on each process alone: they may need different times
             alone = curvature.operator("total")
-            chosen = choose_method(alone, max_rank=limits["total"], rtol=rtol)
+            chosen = choose_method(alone, max_rank=limits["total"], rtol=rtol, memory_limit=memory)
             method, choice = processes.first((chosen.method, chosen.reason))
 
         def rank(operator: SymmetricOperator, part: Part, limit: int | None) -> RankEstimate:
@@ -103,13 +105,14 @@ def measure(
                 rtol=rtol,
                 max_rank=limit,
                 seed=seed,
+                memory_limit=memory,
                 part=part,
                 progress=progress,
                 counts=True,
             )
 
         if method == "dense" and processes.count == 1:
-            parts = dense_parts(curvature, rtol=rtol, progress=progress)
+            parts = dense_parts(curvature, rtol=rtol, memory_limit=memory, progress=progress)
         else:
             seen = PARTS if known else PARTS[:1]
             parts = {p: rank(curvature.operator(p), p, limits[p]) for p in seen}

@@ -13,6 +13,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from lightning_hessrank import HessianRankMonitor
+from lightning_hessrank.live import measure
 from lightning_hessrank.live.subject import Subject
 from lightning_hessrank.operators import ReducedOperator
 from tests.callback.training import QUIET, dataset, messy_module, plain_module, snapshot
@@ -43,6 +45,16 @@ class Spawned(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+
+
+class LowRank(Spawned):
+    """A linear network for which a sketch pays."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (4, 32, 32, 3)
+        layers = [torch.nn.Linear(a, b, bias=False) for a, b in pairwise(widths)]
+        self.net = torch.nn.Sequential(*layers)
 
 
 class Findings(pl.Callback):
@@ -100,10 +112,17 @@ def train(out: str, mode: str) -> None:
     np.random.seed(0)
     random.seed(0)
     options: dict[str, Any] = {"method": "dense", "max_samples": 8}
-    modules = {"isolated": messy_module, "alone": messy_module, "spawn": lambda _: Spawned()}
+    modules = {
+        **{"isolated": messy_module, "alone": messy_module},
+        **{"spawn": lambda _: Spawned(), "sketch": lambda _: LowRank()},
+    }
     module = modules.get(mode, plain_module)(pl)
     if mode == "budget":
         options |= {"every_n_steps": 1, "max_overhead": 0.5}
+    if mode == "sketch":  # memory for the sketch's image on the first process only
+        options["method"] = "sketch"
+        share = 2**22 if os.environ.get("LOCAL_RANK", "0") == "1" else 2**30
+        measure.memory_limit = lambda _: share  # type: ignore[assignment]
     monitors = [] if mode == "alone" else [HessianRankMonitor(**options)]
     if mode == "budget":  # the first process can afford every measurement, the second none
         projected = float(os.environ.get("LOCAL_RANK", "0"))

@@ -26,7 +26,7 @@ from lightning_hessrank.live.processes import Processes, UnsupportedStrategyErro
 from tests.callback.training import QUIET, differences, loader, plain_module
 
 ROOT = Path(__file__).parents[2]
-LAUNCHED = ("plain", "failing", "isolated", "alone", "budget")
+LAUNCHED = ("plain", "failing", "isolated", "alone", "budget", "sketch")
 
 
 def launch(out: Path, *modes: str) -> None:
@@ -80,6 +80,15 @@ def test_every_process_has_the_same_history(out: Path, mode: str) -> None:
     for key in ("step", "rank", "tolerance", "loss", "reference"):
         assert [record[key] for record in ours] == [record[key] for record in theirs]
     assert first["metrics"]["hessian/rank"] == second["metrics"]["hessian/rank"]
+
+
+def test_processes_with_different_memory_take_the_same_products(out: Path) -> None:
+    first, second = findings(out, "sketch")
+    ours, theirs = first["histories"][0], second["histories"][0]
+    assert [record["method"] for record in ours] == ["sketch"] * 3
+    for key in ("rank", "tolerance", "counts", "gap"):
+        assert [record[key] for record in ours] == [record[key] for record in theirs]
+    assert ours[0]["counts"] == {}  # the second has no room for more
 
 
 def test_an_error_on_one_process_does_not_hang_the_other(out: Path) -> None:
