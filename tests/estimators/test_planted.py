@@ -63,6 +63,23 @@ def test_sketch_finds_the_rank_at_machine_precision(values, dim, max_rank) -> No
     assert estimate.num_products < dim
 
 
+@pytest.mark.parametrize("name", SPECTRA)
+@pytest.mark.parametrize("error", [None, 0, 9, -5])
+@pytest.mark.filterwarnings("ignore:(max_rank|the rank is too close)")
+def test_sketch_agrees_with_dense_at_machine_precision_or_refuses(name: str, error: int) -> None:
+    """Whatever ``max_rank`` claims; counts at larger tolerances too."""
+    operator = SPECTRA[name][0]()
+    dense = dense_rank(operator)
+    max_rank = None if error is None else max(0, dense.rank + error)
+    if name == "gap of 12 decades":  # the eigenvalues beyond it lie on both sides of the cut
+        with pytest.raises(UnresolvedError, match=r"^the sketch cannot tell the count at rtol=4"):
+            sketch_rank(operator, max_rank=max_rank, counts=True)
+        return
+    estimate = sketch_rank(operator, max_rank=max_rank, counts=True)
+    assert (estimate.rank, estimate.counts) == (dense.rank, dense.counts)
+    assert estimate.tolerance == pytest.approx(dense.tolerance, rel=1e-9)
+
+
 SLOW_DECAY = torch.logspace(0, -8.5, 80, dtype=torch.float64)
 
 
