@@ -100,7 +100,7 @@ def dense_parts(
     estimates["functional"] = measure("functional", functional)
     outer = operators["outer"].to_dense(_half(progress, 1))
     operators["outer"].check_finite(outer)
-    smaller = operators["outer"].smaller_matrix()
+    smaller = operators["outer"].smaller_matrix(than=int(outer.any(dim=1).sum()))
     estimates["outer"] = measure("outer", outer if smaller is None else smaller)
     total = functional.add_(outer)
     vectors = random_vectors(len(total), total)

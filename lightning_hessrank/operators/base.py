@@ -54,8 +54,12 @@ class SymmetricOperator(ABC):
         """Return the time that :meth:`to_dense` takes, in products, about."""
         return self.dim / 2
 
-    def smaller_matrix(self) -> Tensor | None:
-        """Return a smaller symmetric matrix with the same nonzero eigenvalues, if one is known."""
+    def smaller_matrix(self, than: int | None = None) -> Tensor | None:
+        """Return a smaller symmetric matrix with the same nonzero eigenvalues, if one is known.
+
+        Args:
+            than: number of rows that it has to stay below; ``None``: :attr:`dim`.
+        """
         return None
 
     def check_finite(self, products: Tensor) -> None:

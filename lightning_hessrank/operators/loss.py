@@ -227,30 +227,30 @@ class LossCurvature:
             return hessian, done
         return None, frozenset()
 
-    def outer_factor(self, indices: Sequence[int]) -> Tensor | None:
-        """Return ``G`` with ``H_o = GᵀG`` and fewer rows than columns, where there is one.
+    def outer_factor(self, indices: Sequence[int], max_rows: int) -> Tensor | None:
+        """Return ``G`` with ``H_o = GᵀG`` and fewer rows than ``max_rows``, where there is one.
 
         See :mod:`lightning_hessrank.operators.factor`. Evaluates the terms once more.
         """
-        size, rows = sum(self.sizes[i] for i in indices), 0
+        rows = 0
         factors = []
         for term in self._terms:
             if term.weight < 0:
                 return None
             recorder = LayerRecorder()
             graph = self._evaluate(term, recorder)
-            if sum(f.numel() - f.shape[0] for f in graph.outputs if f.ndim > 1) >= size:
+            if sum(f.numel() - f.shape[0] for f in graph.outputs if f.ndim > 1) >= max_rows:
                 return None
             factor = outer_factor(graph, recorder.layers, indices)
             if factor is None:
                 return None
             factors.append(factor.mul_(math.sqrt(term.weight)))
             rows += factor.shape[0]
-            if rows >= size:
+            if rows >= max_rows:
                 return None
         factor = torch.cat(factors)
         operator = PartOperator(self, "outer", tuple(indices))
-        vectors = random_vectors(size, factor)
+        vectors = random_vectors(operator.dim, factor)
         return factor if agrees(factor.T @ (factor @ vectors), operator.matmat(vectors)) else None
 
     def _block_size(self) -> int:

@@ -48,9 +48,11 @@ class PartOperator(SymmetricOperator):
         """Return the time of :meth:`to_dense` in products."""
         return self.curvature.dense_cost(self.part, self.indices)
 
-    def smaller_matrix(self) -> Tensor | None:
+    def smaller_matrix(self, than: int | None = None) -> Tensor | None:
         """Return the Gram matrix of the outer part's factor, where that is smaller."""
-        factor = self.curvature.outer_factor(self.indices) if self.part == "outer" else None
+        if self.part != "outer":
+            return None
+        factor = self.curvature.outer_factor(self.indices, self.dim if than is None else than)
         return None if factor is None else factor @ factor.T
 
     def check_finite(self, products: Tensor) -> None:

@@ -16,19 +16,20 @@ def test_factor_reproduces_the_outer_part(name: str) -> None:
     problem = Problem(name, sizes=(2, 3))
     curvature = LossCurvature(problem.function())
     indices = tuple(range(len(curvature.names)))
-    factor = curvature.outer_factor(indices)
+    factor = curvature.outer_factor(indices, 99)
     assert factor is not None
     outputs = 2 if problem.loss is F.cross_entropy else 3  # softmax: one output is redundant
     assert factor.shape == (5 * outputs, curvature.num_parameters)
     torch.testing.assert_close(factor.T @ factor, problem.oracle()["outer"], rtol=0, atol=1e-13)
     gram = curvature.operator("outer").smaller_matrix()
     torch.testing.assert_close(gram, factor @ factor.T, rtol=0, atol=1e-15)
+    assert curvature.operator("outer").smaller_matrix(than=len(gram)) is None
 
 
 def test_factor_of_a_block() -> None:
     problem = Problem("cnn", sizes=(2, 3))
     curvature = LossCurvature(problem.function())
-    factor = curvature.outer_factor((2, 3))
+    factor = curvature.outer_factor((2, 3), 26)
     outer = problem.oracle()["outer"][30:56, 30:56]
     torch.testing.assert_close(factor.T @ factor, outer, rtol=0, atol=1e-13)
 
@@ -42,7 +43,7 @@ def test_factor_of_convolutions(stride, padding, dilation) -> None:
     problem.net = nn.Sequential(conv, nn.Tanh(), nn.Flatten(), nn.LazyLinear(3)).double()
     problem.net(problem.data[0][0])
     problem.parameters = dict(problem.net.named_parameters())
-    factor = LossCurvature(problem.function()).outer_factor((0, 1, 2, 3))
+    factor = LossCurvature(problem.function()).outer_factor((0, 1, 2, 3), 99)
     torch.testing.assert_close(factor.T @ factor, problem.oracle()["outer"], rtol=0, atol=1e-13)
 
 
@@ -75,7 +76,9 @@ def test_no_factor_where_it_would_be_wrong_or_no_use(why: str) -> None:
     if why == "not smaller":
         problem = Problem("mlp", sizes=(40,))
     curvature = LossCurvature(problem.function())
-    assert curvature.outer_factor(tuple(range(len(curvature.names)))) is None
+    assert (
+        curvature.outer_factor(tuple(range(len(curvature.names))), curvature.num_parameters) is None
+    )
     assert curvature.operator("outer").smaller_matrix() is None
 
 
@@ -84,7 +87,9 @@ def test_every_case_with_a_factor_agrees_and_some_have_none() -> None:
     for name in CASES:
         problem = Problem(name, sizes=(2, 3))
         curvature = LossCurvature(problem.function())
-        factor = curvature.outer_factor(tuple(range(len(curvature.names))))
+        factor = curvature.outer_factor(
+            tuple(range(len(curvature.names))), curvature.num_parameters
+        )
         if factor is not None:
             found.add(name)
             outer = problem.oracle()["outer"]
