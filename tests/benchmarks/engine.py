@@ -195,7 +195,7 @@ def large_sketch(rounds: int) -> None:
     first, bound = timed(lambda: rank_bound(subject.net, subject.x, loss="mse", data=subject.x))
     seconds, estimate = timed(
         lambda: sketch_rank(
-            subject.curvature().operator(), max_rank=bound.total, memory_limit=3 * 2**30
+            subject.curvature().operator(), max_rank=bound.total, memory_limit=2**31
         )
     )
     wall = time.perf_counter() - start
@@ -310,6 +310,7 @@ def growth(rounds: int) -> None:
     """Time against p: dense of MLPs with ReLU, sketch of linear ones; fitted slopes."""
     del rounds
     dense, sketched = [], []
+    dense_rank(subjects.mlp((64, 16, 16, 10)).curvature().operator())  # the first run is slower
     for width in (16, 24, 36, 54):
         subject = subjects.mlp((64, width, width, 10))
         seconds = timed(lambda s=subject: dense_rank(s.curvature().operator()))[0]
@@ -320,22 +321,38 @@ def growth(rounds: int) -> None:
         operator = subject.curvature().operator()
         seconds = timed(lambda o=operator, b=bound: sketch_rank(o, max_rank=b))[0]
         sketched.append((subject.size, seconds))
-    rows = [("method", "p: CPU seconds", "slope")]
-    for name, points in (("dense", dense), ("sketch, linear", sketched)):
-        p, t = torch.tensor(points, dtype=torch.float64).log().T
-        slope = float(((p - p.mean()) * (t - t.mean())).sum() / ((p - p.mean()) ** 2).sum())
-        rows.append((name, ", ".join(f"{a:,}: {b:.2f}" for a, b in points), f"{slope:.2f}"))
+    curves = {"dense, ReLU": dense, "sketch, linear": sketched}
+    slopes = {name: _slope(points) for name, points in curves.items()}
+    rows = [("method", "p: seconds", "slope")]
+    for name, points in curves.items():
+        times = ", ".join(f"{p:,}: {t:.2f}" for p, t in points)
+        rows.append((name, times, f"{slopes[name]:.2f}"))
     table(rows)
-    _plot({"dense (ReLU)": dense, "sketch (linear)": sketched}, Path("growth.png"))
+    _plot(curves, slopes, Path("growth.png"))
 
 
-def _plot(curves: dict[str, list[tuple[int, float]]], path: Path) -> None:
+def _slope(points: list[tuple[int, float]]) -> float:
+    """Exponent of a power of p, fitted by least squares."""
+    p, t = torch.tensor(points, dtype=torch.float64).log().T
+    p, t = p - p.mean(), t - t.mean()
+    return float((p * t).sum() / (p**2).sum())
+
+
+def _plot(curves: dict[str, list[tuple[int, float]]], slopes: dict[str, float], path: Path) -> None:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter
 
     axes = Figure(figsize=(4.2, 2.9), dpi=160, layout="constrained").add_subplot()
     for (name, points), marker in zip(curves.items(), "os", strict=True):
-        axes.loglog(*zip(*points, strict=True), marker=marker, label=name)
-    axes.set(xlabel="parameters", ylabel="CPU seconds", title="exact rank, one thread")
+        p, t = torch.tensor(points, dtype=torch.float64).T
+        label = f"{name}: $p^{{{slopes[name]:.1f}}}$"
+        (line,) = axes.loglog(p, t, marker, label=label)
+        fit = (p / p.log().mean().exp()) ** slopes[name] * t.log().mean().exp()
+        axes.plot(p, fit, color=line.get_color(), linewidth=1)
+    axes.set_xticks([1_500, 3_000, 6_000, 12_000, 24_000])
+    axes.set_xticklabels(["1,500", "3,000", "6,000", "12,000", "24,000"])
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set(xlabel="parameters", ylabel="seconds", title="Exact rank")
     axes.legend()
     axes.figure.savefig(path)
     print(f"\nplot: {path}")
