@@ -50,7 +50,8 @@ def choose_method(
     cheaper of the exact methods (dense; sketch where ``max_rank`` is known), if it fits into the
     memory and is expected to take no longer than ``patience`` seconds; else lanczos.
 
-    Costs two small blocks of products and one small eigenvalue problem.
+    Costs two small blocks of products, one small eigenvalue problem, and where a dense matrix would
+    fit one more evaluation of the loss with a few passes through its graph.
 
     Args:
         operator: what will be measured.
@@ -63,9 +64,8 @@ def choose_method(
     product = seconds_per_product(operator)
     cubic = seconds_per_cube(operator)
     p, itemsize = operator.dim, operator.dtype.itemsize
-    exact = [
-        MethodChoice("dense", "", operator.dense_cost() * product + cubic * p**3, dense_bytes(p)),
-    ]
+    columns = operator.dense_cost() if dense_bytes(p) <= limit else p / 2
+    exact = [MethodChoice("dense", "", columns * product + cubic * p**3, dense_bytes(p))]
     if max_rank is not None and 2 * max_rank < p and (rtol is None or rtol <= CORE_RTOL):
         k = max_rank + 8
         seconds = k * product + cubic * (k**3 + p * k * k / 4)

@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_hessrank.estimators.dense import symmetric_eigenvalues
 from lightning_hessrank.estimators.probes import GaussianProbes
 from lightning_hessrank.operators import Progress, SymmetricOperator
-from lightning_hessrank.operators.base import product_blocks
+from lightning_hessrank.operators.base import multiply_in_blocks, product_blocks
 
 #: Columns of ``HΩ`` kept until they are multiplied with ``Ωᵀ``: wide products are fast, and
 #: where ``Ω`` is drawn again it is so once for each.
@@ -65,10 +65,13 @@ class SketchCore:
         core = self.matrix.new_zeros(size, size)
         core[:old, :old] = self.matrix
         width = max(1, min(SLAB, self._limit // (8 * self._column_bytes)))
-        images = 0 if self._slabs is None else size
-        if (images + 3 * width) * self._column_bytes > self._limit // 2:
-            self._slabs, images = None, 0
-        keep = (images + size + 3 * width) * self._column_bytes <= self._limit // 2
+        room = self._limit // 2 - 3 * width * self._column_bytes
+        image = size * self._column_bytes
+        if self._slabs is None or image + 8 * size**2 * self.matrix.itemsize > room:
+            self._slabs, kept = None, 0  # of an image, or of one and what is made of it
+        else:
+            kept = image
+        keep = kept + size * self._column_bytes <= room
         columns = partial(columns_of, self.columns(0, size)) if keep else self.columns
         for first in range(old, size, width):
             slab = self._products(columns, slice(first, min(first + width, size)), size, progress)
@@ -105,15 +108,15 @@ class SketchCore:
         inner = vectors @ ((vectors.T @ self._times_image(probes)) / values[:, None])
         parts = inner.split([slab.shape[1] for slab in self._slabs])
         product = sum(slab @ part for slab, part in zip(self._slabs, parts, strict=True))
-        error = torch.linalg.vector_norm(self.operator.matmat(probes) - product)
+        error = torch.linalg.vector_norm(multiply_in_blocks(self.operator, probes) - product)
         return eigenvalues, float(error) / 2**0.5
 
     def _triangular(self) -> Tensor:
         """``R`` of ``Y = QR``, from a few rows at a time: no second matrix of that size."""
-        r = self.matrix[:0]
-        for rows in torch.arange(self.operator.dim).split(max(1024, 4 * self.size)):
-            some = torch.cat([slab[rows[0] : rows[-1] + 1] for slab in self._slabs or ()], dim=1)
-            r = torch.linalg.qr(torch.cat([r, some]), mode="r").R
+        r, step = self.matrix[:0], max(256, self.size)
+        for first in range(0, self.operator.dim, step):
+            rows = torch.cat([slab[first : first + step] for slab in self._slabs or ()], dim=1)
+            r = torch.linalg.qr(torch.cat([r, rows]), mode="r").R
         return r
 
     def _times_image(self, vectors: Tensor) -> Tensor:

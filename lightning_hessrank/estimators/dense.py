@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from lightning_hessrank.operators import LossCurvature, Progress, SymmetricOperator
+from lightning_hessrank.operators.base import multiply_in_blocks
 from lightning_hessrank.operators.memory import memory_limit as default_memory_limit
 from lightning_hessrank.operators.root import agrees, random_vectors
 from lightning_hessrank.results import PARTS, Part, RankEstimate
@@ -104,18 +105,19 @@ def dense_parts(
     estimates["outer"] = measure("outer", outer if smaller is None else smaller)
     total = functional.add_(outer)
     vectors = random_vectors(len(total), total)
-    if not agrees(total @ vectors, operators["total"].matmat(vectors)):
-        total = operators["total"].to_dense()
+    if not agrees(total @ vectors, multiply_in_blocks(operators["total"], vectors)):
+        del functional, outer, smaller, total
+        total = operators["total"].to_dense(_half(progress, 2))
         operators["total"].check_finite(total)
     estimates["total"] = measure("total", total)
     return {part: estimates[part] for part in PARTS}
 
 
 def _half(progress: Progress | None, half: int) -> Progress | None:
-    """Report on one of two runs of products as on one."""
+    """Report on one of two runs of products as on one, and on a third as on their end."""
     if progress is None:
         return None
-    return lambda done, total: progress(half * total + done, 2 * total)
+    return lambda done, total: progress(min(half * total + done, 2 * total), 2 * total)
 
 
 class _Clock:

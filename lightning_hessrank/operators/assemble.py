@@ -22,6 +22,7 @@ from lightning_hessrank.operators.base import (
     Progress,
     SymmetricOperator,
     blocks,
+    multiply_in_blocks,
     symmetrise_,
 )
 from lightning_hessrank.operators.memory import is_out_of_memory
@@ -71,7 +72,7 @@ def assemble(
     ends = torch.tensor([curvature.sizes[i] for i in indices]).cumsum(0).tolist()
     place = {i: slice(end - curvature.sizes[i], end) for i, end in zip(indices, ends, strict=True)}
     vectors = random_vectors(operator.dim, curvature.parameters[0])
-    products = operator.matmat(vectors)
+    products = multiply_in_blocks(operator, vectors)
     matrix = vectors.new_zeros(operator.dim, operator.dim)
 
     furthest = 0

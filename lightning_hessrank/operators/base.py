@@ -138,6 +138,16 @@ def blocks(
             progress(start, count)
 
 
+def multiply_in_blocks(operator: SymmetricOperator, vectors: Tensor) -> Tensor:
+    """Multiply with vectors at hand, in smaller blocks where memory runs out."""
+
+    def columns(start: int, stop: int) -> Tensor:
+        return vectors[:, start:stop]
+
+    products = blocks(operator, vectors.shape[1], columns, operator.matmat)
+    return torch.cat([part for _, part in products], dim=1)
+
+
 def unit_columns(size: int, start: int, stop: int, like: Tensor) -> Tensor:
     """Return columns ``start:stop`` of the unit matrix, of ``like``'s dtype and device."""
     unit = torch.zeros(size, stop - start, dtype=like.dtype, device=like.device)
@@ -199,12 +209,7 @@ class ReducedOperator(SymmetricOperator):
 
     def matmat(self, vectors: Tensor) -> Tensor:
         """Multiply with ``vectors`` of shape ``(dim, k)``, and reduce."""
-
-        def columns(start: int, stop: int) -> Tensor:
-            return vectors[:, start:stop]
-
-        own = blocks(self._operator, vectors.shape[1], columns, self._operator.matmat)
-        return self._reduce(torch.cat([products for _, products in own], dim=1))
+        return self._reduce(multiply_in_blocks(self._operator, vectors))
 
     def to_dense(self, progress: Progress | None = None) -> Tensor:
         """Return the reduced matrix; each share is built in the way that its operator knows."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -16,20 +17,23 @@ class SampledLayer:
     """A layer without groups, and its patches."""
 
     def __init__(self, layer: Layer, wanted: Collection[int]) -> None:
-        """Unfold the input; ``wanted``: ids of the parameters that rows are asked for."""
+        """Look at shapes only; ``wanted``: ids of the parameters that rows are asked for."""
         self.layer = layer
         self.weight = layer.weight if id(layer.weight) in wanted else None
         self.bias = layer.bias if id(layer.bias) in wanted else None
         self.taps = 0 if self.weight is None else self.weight[0].numel()
         """Numbers of the weight for each output channel."""
-        patches = [layer.patches().squeeze(1)] if self.taps else []
-        if self.bias is not None:
-            samples, positions = layer.output.shape[0], layer.images(layer.output).shape[2]
-            patches.append(layer.output.new_ones(samples, 1, positions))
-        self.patches = torch.cat(patches, dim=1).permute(2, 0, 1).contiguous()
-        """``(positions, N, width)``; ``width`` is ``taps``, and one more for the bias."""
+        self.width = self.taps + (self.bias is not None)
         self.channels = layer.weight.shape[0]
-        self.positions, self.samples, self.width = self.patches.shape
+        self.samples, _, self.positions = layer.images(layer.output).shape
+
+    @cached_property
+    def patches(self) -> Tensor:
+        """Shape ``(positions, N, width)``, with a one at the end for the bias."""
+        patches = [self.layer.patches().squeeze(1)] if self.taps else []
+        if self.bias is not None:
+            patches.append(self.layer.output.new_ones(self.samples, 1, self.positions))
+        return torch.cat(patches, dim=1).permute(2, 0, 1).contiguous()
 
     @property
     def size(self) -> int:

@@ -76,10 +76,15 @@ def unfold(images: Tensor, places: Tensor, dim: int) -> Tensor:
 
 
 def read_convolution(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Convolution | None:
-    """Read the arguments of a call, or return ``None`` where its input is not a batch."""
+    """Read the arguments of a call, or return ``None``.
+
+    That is where the input is not a batch of ordinary tensors, or PyTorch will refuse the call.
+    """
     call = dict(zip(_ARGUMENTS, args, strict=False)) | dict(kwargs)
     weight, dims = call["weight"], call["weight"].ndim - 2
-    if call["input"].ndim != weight.ndim:
+    if call["input"].ndim != weight.ndim or not (is_plain(call["input"]) and is_plain(weight)):
+        return None
+    if call.get("padding") == "same" and set(_each(call.get("stride", 1), dims)) != {1}:
         return None
     dilation = _each(call.get("dilation", 1), dims)
     return Convolution(
@@ -91,6 +96,11 @@ def read_convolution(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Convolut
         dilation,
         call.get("groups", 1),
     )
+
+
+def is_plain(x: Tensor) -> bool:
+    """Whether a tensor is real and strided, neither sparse nor nested."""
+    return x.layout == torch.strided and not x.is_nested and x.is_floating_point()
 
 
 def _each(value: int | Sequence[int], dims: int) -> tuple[int, ...]:

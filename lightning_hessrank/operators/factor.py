@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lightning_hessrank.operators.graph import Graph
 from lightning_hessrank.operators.layers import Layer
-from lightning_hessrank.operators.root import root_of_loss
+from lightning_hessrank.operators.root import outputs_per_sample, root_of_loss
 
 
 def outer_factor(graph: Graph, layers: Sequence[Layer], indices: Sequence[int]) -> Tensor | None:
@@ -34,7 +34,7 @@ def outer_factor(graph: Graph, layers: Sequence[Layer], indices: Sequence[int]) 
         indices: numbers of the parameters.
     """
     parameters = [graph.parameters[i] for i in indices]
-    root = root_of_loss(graph)
+    root = None if outputs_per_sample(graph) is None else root_of_loss(graph)
     if root is None or bool((root.signs < 0).any()):
         return None
     wanted, samples = {id(x) for x in parameters}, root.signs.shape[1]

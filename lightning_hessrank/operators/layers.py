@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from lightning_hessrank.operators.convolution import (
     CONVOLUTIONS,
     Convolution,
+    is_plain,
     read_convolution,
     unfold,
 )
@@ -90,17 +92,18 @@ class LayerRecorder(TorchFunctionMode):
         """Call ``func``, and look at it."""
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
-        if func is F.linear and output.ndim > 1:
-            layer = _linear_layer(output, *args, **kwargs)
-        elif func in CONVOLUTIONS and (call := read_convolution(args, kwargs)) is not None:
-            layer = Layer(call.weight, call.bias, call.input, output, call)
+        if func is F.linear and (call := _linear_call(args, kwargs)) is not None:
+            layer = Layer(call["weight"], call.get("bias"), call["input"], output)
+        elif func in CONVOLUTIONS and (conv := read_convolution(args, kwargs)) is not None:
+            layer = Layer(conv.weight, conv.bias, conv.input, output, conv)
         else:
             return output
         self.layers.append(layer)
         return output.clone()
 
 
-def _linear_layer(
-    output: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None = None
-) -> Layer:
-    return Layer(weight, bias, input, output)
+def _linear_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Arguments by name; ``None`` where the input is not a batch of ordinary tensors."""
+    call = dict(zip(("input", "weight", "bias"), args, strict=False)) | dict(kwargs)
+    plain = is_plain(call["input"]) and is_plain(call["weight"])
+    return call if plain and call["input"].ndim > 1 and call["weight"].ndim == 2 else None

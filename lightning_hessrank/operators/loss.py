@@ -17,7 +17,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from lightning_hessrank.operators.base import SymmetricOperator
+from lightning_hessrank.operators.base import SymmetricOperator, multiply_in_blocks
 from lightning_hessrank.operators.blocks import sampled_layers
 from lightning_hessrank.operators.factor import outer_factor
 from lightning_hessrank.operators.function import (
@@ -27,10 +27,10 @@ from lightning_hessrank.operators.function import (
 )
 from lightning_hessrank.operators.graph import Batching, Graph
 from lightning_hessrank.operators.layers import LayerRecorder
-from lightning_hessrank.operators.memory import graph_bytes, memory_limit
+from lightning_hessrank.operators.memory import graph_bytes, is_out_of_memory, memory_limit
 from lightning_hessrank.operators.part import PartOperator
 from lightning_hessrank.operators.rewrite import CheaperDerivatives
-from lightning_hessrank.operators.root import agrees, random_vectors
+from lightning_hessrank.operators.root import agrees, outputs_per_sample, random_vectors
 from lightning_hessrank.operators.samples import SampleHessian
 from lightning_hessrank.results import Part
 
@@ -201,7 +201,12 @@ class LossCurvature:
 
     def dense_cost(self, part: Part, indices: Sequence[int]) -> float:
         """Time that the dense matrix takes, in products; evaluates one term."""
-        hessian, done = self._sample(self._terms[0], part, indices)
+        try:
+            hessian, done = self._sample(self._terms[0], part, indices)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            hessian, done = None, frozenset()
         left = sum(self.sizes[i] for i in indices if i not in done)
         if hessian is None:
             return left / 2
@@ -219,13 +224,13 @@ class LossCurvature:
         layers = sampled_layers(graph, recorder.layers, {id(self.parameters[i]) for i in indices})
         owned = {id(x) for layer in layers for x in (layer.weight, layer.bias)}
         done = frozenset(i for i in indices if id(self.parameters[i]) in owned)
-        if not done:
-            return None, frozenset()
+        nothing = (None, frozenset[int]())
+        if not done or (part != "functional" and outputs_per_sample(graph) is None):
+            return nothing
         hessian = SampleHessian(graph, layers, part)
-        pays = 2 * hessian.cost <= sum(self.sizes[i] for i in done)
-        if hessian.is_known and pays and hessian.bytes <= self._max_bytes:
-            return hessian, done
-        return None, frozenset()
+        if hessian.bytes > self._max_bytes or 2 * hessian.cost > sum(self.sizes[i] for i in done):
+            return nothing
+        return hessian, done
 
     def outer_factor(self, indices: Sequence[int], max_rows: int) -> Tensor | None:
         """Return ``G`` with ``H_o = GᵀG`` and fewer rows than ``max_rows``, where there is one.
@@ -251,7 +256,8 @@ class LossCurvature:
         factor = torch.cat(factors)
         operator = PartOperator(self, "outer", tuple(indices))
         vectors = random_vectors(operator.dim, factor)
-        return factor if agrees(factor.T @ (factor @ vectors), operator.matmat(vectors)) else None
+        products = multiply_in_blocks(operator, vectors)
+        return factor if agrees(factor.T @ (factor @ vectors), products) else None
 
     def _block_size(self) -> int:
         """Choose the block by what one vector's intermediate results fill; not by the clock.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,6 +13,12 @@ from torch import Tensor
 
 #: Share of the free memory that a measurement may take when no limit is given.
 FREE_SHARE = 0.5
+
+#: Names of graph nodes whose result is a view of their input.
+_VIEW = re.compile(
+    r"(Unsafe)?(View|Expand|Unsqueeze|Squeeze|Transpose|T|Permute|Slice|Select|Split|Unbind|Alias|"
+    r"AsStrided|ReshapeAlias|Diagonal|Unfold)(WithSizes|Copy)?Backward\d+$"
+)
 
 
 def memory_limit(device: torch.device) -> int:
@@ -47,7 +54,7 @@ def graph_bytes(outputs: Iterable[Tensor]) -> int:
     """Bytes of the intermediate results in the autograd graph behind ``outputs``.
 
     Counted from their shapes: to look at what is saved would trigger recomputation where gradients
-    are checkpointed. Views count like copies; parameters do not count.
+    are checkpointed. Views and parameters do not count.
     """
     total = 0
     nodes = [x.grad_fn for x in outputs if x.grad_fn is not None]
@@ -57,7 +64,7 @@ def graph_bytes(outputs: Iterable[Tensor]) -> int:
         following = [n for n, _ in node.next_functions if n is not None and n not in visited]
         visited.update(following)
         nodes.extend(following)
-        if node.next_functions:  # a leaf's accumulator has none
+        if node.next_functions and not _VIEW.match(node.name()):  # a leaf's accumulator has none
             total += sum(math.prod(m.shape) * m.dtype.itemsize for m in node._input_metadata)
     return total
 

@@ -26,6 +26,7 @@ assumed: the caller compares the result with true products.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ from torch import Tensor
 from lightning_hessrank.operators.blocks import Block, SampledLayer, contract, make_block
 from lightning_hessrank.operators.convolution import unfold
 from lightning_hessrank.operators.graph import Graph
-from lightning_hessrank.operators.root import Root, root_of_loss
+from lightning_hessrank.operators.root import Root, outputs_per_sample, root_of_loss
 from lightning_hessrank.results import Part
 
 #: Bytes that the intermediate results of one step may fill, so that they stay near the processor.
@@ -44,22 +45,35 @@ class SampleHessian:
     """A part of one batch's Hessian between the parameters of some layers, block by block."""
 
     def __init__(self, graph: Graph, layers: Sequence[SampledLayer], part: Part) -> None:
-        """Differentiate by the layers' outputs once.
+        """Remember what there is; the output must have few numbers a sample.
 
         Args:
             graph: of the evaluation in which the layers were recorded.
             layers: in the order of their calls.
             part: which part.
         """
-        self._graph, self._layers = graph, layers
+        self._graph, self._layers, self._part = graph, layers, part
         self._outputs = [x.layer.output for x in layers]
-        self._root = None if part == "functional" else root_of_loss(graph)
-        self.is_known = part == "functional" or self._root is not None
-        """Whether the loss has the form that is needed."""
-        self._source: Sequence[Tensor] = ()
-        if self.is_known and part != "outer":
-            self._source = graph.residual_gradient(self._outputs)
-        self._bent = [self._is_bent(i) for i in range(len(self._source))]
+        self._passes = 0 if part == "functional" else outputs_per_sample(graph) or 0
+        """For the outer part, at most."""
+        self._itemsize = self._outputs[0].itemsize
+
+    @cached_property
+    def _source(self) -> Sequence[Tensor]:
+        """``δ`` with a graph; not for the outer part."""
+        return () if self._part == "outer" else self._graph.residual_gradient(self._outputs)
+
+    @cached_property
+    def _bent(self) -> list[bool]:
+        """Whether ``δ_i`` depends on ``z_1 … z_i``; random combinations tell, almost surely."""
+        pull_back, outputs = self._graph.batching.pull_back, self._outputs
+        vectors = [_random(x, seed) for seed, x in enumerate(outputs)]
+        if not self._source or not _any(pull_back(self._source, outputs, vectors)):
+            return [False] * len(outputs)
+        return [
+            _any(pull_back([source], outputs[: i + 1], [vectors[i]]))
+            for i, source in enumerate(self._source)
+        ]
 
     @property
     def cost(self) -> int:
@@ -68,27 +82,29 @@ class SampleHessian:
         A pass that differentiates once counts as one, a pass that does so twice (with unit vectors
         in ``z``) as three: so measured on networks with ReLU and tanh.
         """
-        bent = sum(x.outputs for x, b in zip(self._layers, self._bent, strict=False) if b)
-        inputs = sum(x.inputs for x in self._layers[1:]) if self._source else 0
-        return 3 * bent + inputs + (0 if self._root is None else len(self._root.signs))
+        bent = sum(x.outputs for x, b in zip(self._layers, self._bent, strict=True) if b)
+        inputs = 0 if self._part == "outer" else sum(x.inputs for x in self._layers[1:])
+        return 3 * bent + inputs + self._passes
 
     @property
     def bytes(self) -> int:
-        """Memory that the blocks take, beside the graph and the matrix."""
-        layers, passes = self._layers, 0 if self._root is None else len(self._root.signs)
-        kept = sum(x.outputs + x.size * (x.positions > passes) for x in layers)
+        """Memory that the blocks take, beside the graph and the matrix; from shapes alone."""
+        layers, passes = self._layers, self._passes
+        kept = passes * sum(x.outputs + x.size * (x.positions > passes) for x in layers)
+        kept += sum(2 * x.positions * x.width for x in layers) + 3 * passes**2
         steps = [self._channel_bytes(i) for i in range(len(layers))]
-        if self._source:
+        if self._part != "outer":
             later = range(1, len(layers))
             steps += [self._input_channel_bytes(j) for j in later if layers[j].inputs]
-        return passes * layers[0].samples * kept * layers[0].patches.itemsize + max(steps)
+        return layers[0].samples * kept * self._itemsize + max(steps)
 
     def blocks(self) -> Iterator[tuple[float, Block]]:
         """Yield blocks whose ``rows`` are not after their ``columns`` in the order of calls.
 
         Each with the share of the work that is done.
         """
-        root, later = self._root, range(1, len(self._layers) if self._source else 0)
+        root = root_of_loss(self._graph) if self._passes else None
+        later = range(1, len(self._layers) if self._source else 0)
         steps: list[Iterator[Block]] = []
         if root is not None and len(root.signs):
             steps.append(self._outer(root))
@@ -154,9 +170,9 @@ class SampleHessian:
         """What one output channel of layer ``i`` takes."""
         a, earlier = self._layers[i], self._layers[: i + 1]
         numbers = max(b.size + b.outputs for b in earlier)
-        if self._bent and self._bent[i]:
+        if self._part != "outer":
             numbers += sum(b.outputs for b in earlier)
-        return a.samples * a.positions * numbers * a.patches.itemsize
+        return a.samples * a.positions * numbers * self._itemsize
 
     def _input_chunks(self, j: int) -> Iterator[slice]:
         """Input channels of layer ``j``, a few at a time."""
@@ -168,20 +184,22 @@ class SampleHessian:
         places, taps = (n // b.layer.in_channels for n in (b.inputs, b.taps))
         largest = max(a.size for a in earlier)
         numbers = places * (b.inputs + sum(a.outputs for a in earlier) + largest)
-        return b.samples * (numbers + taps * b.positions * largest) * b.patches.itemsize
-
-    def _is_bent(self, i: int) -> bool:
-        """Whether ``δ_i`` depends on any later ``z``; a random combination tells, almost surely."""
-        like = self._outputs[i]
-        generator = torch.Generator().manual_seed(i)
-        vector = torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like)
-        pulled = self._pull([self._source[i]], self._outputs[: i + 1], vector.unsqueeze(0))
-        return any(bool(x.any()) for x in pulled)
+        return b.samples * (numbers + taps * b.positions * largest) * self._itemsize
 
     def _pull(
         self, source: Sequence[Tensor], inputs: Sequence[Tensor], vectors: Tensor
     ) -> list[Tensor]:
         return self._graph.batching.pull_back(source, inputs, [vectors])
+
+
+def _random(like: Tensor, seed: int) -> Tensor:
+    """Return one Gaussian cotangent, with a batch dimension."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(1, *like.shape, generator=generator, dtype=torch.float64).to(like)
+
+
+def _any(tensors: Sequence[Tensor]) -> bool:
+    return any(bool(x.any()) for x in tensors)
 
 
 def _slices(count: int, each: int) -> Iterator[slice]:

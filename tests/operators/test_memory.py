@@ -93,8 +93,11 @@ def test_graph_bytes_count_each_intermediate_result_once() -> None:
     w = torch.randn(7, 5, requires_grad=True)
     x = torch.randn(100, 5)
     y = (x @ w.T).tanh()
-    # the product, its tanh, the transposed weight, two sums; not the weight itself
-    assert graph_bytes((y.sum(), y.sum())) == 4 * (2 * 100 * 7 + 7 * 5 + 2)
+    # the product, its tanh, two sums; not the weight itself, nor a view of it
+    assert graph_bytes((y.sum(), y.sum())) == 4 * (2 * 100 * 7 + 2)
+    z = y.view(10, 10, 7).transpose(0, 1)[2:].expand(2, 8, 10, 7).unsqueeze(0).squeeze(0)
+    assert graph_bytes((z,)) == 4 * 2 * 100 * 7
+    assert graph_bytes((z.contiguous(),)) == 4 * (2 * 100 * 7 + z.numel())
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -170,3 +170,66 @@ def test_errors_are_those_of_the_original() -> None:
     with CheaperDerivatives(), pytest.raises(RuntimeError) as rewritten:
         F.batch_norm(x, mean, var)
     assert str(rewritten.value) == str(plain.value)
+
+
+class Viewed(nn.Module):
+    """Looks at an output in a way that its memory layout must allow."""
+
+    def __init__(self, inner: nn.Module, before, after) -> None:
+        super().__init__()
+        self.inner, self.before, self.after = inner, before, after
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(self.inner(self.before(x)))
+
+
+CHANNELS_LAST = {"memory_format": torch.channels_last}
+LAYOUTS = {
+    "transposed into batch norm": Viewed(
+        nn.BatchNorm1d(3), lambda x: x.transpose(1, 2), lambda y: y.view(len(y), -1)
+    ),
+    "channels last into batch norm": Viewed(
+        nn.BatchNorm2d(3),
+        lambda x: x.view(4, 5, 2, 3).permute(0, 3, 1, 2),
+        lambda y: y.permute(0, 2, 3, 1).view(len(y), -1),
+    ),
+    "channels last into a convolution": Viewed(
+        nn.Conv2d(3, 2, 2),
+        lambda x: x.view(4, 5, 2, 3).permute(0, 3, 1, 2),
+        lambda y: y.permute(0, 2, 3, 1).view(len(y), -1),
+    ),
+    "a convolution with weights that have channels last": Viewed(
+        nn.Conv2d(3, 2, 2).to(**CHANNELS_LAST),
+        lambda x: x.view(4, 3, 5, 2),
+        lambda y: y.permute(0, 2, 3, 1).view(len(y), -1),
+    ),
+    "a plain convolution": Viewed(
+        nn.Conv2d(3, 2, 2), lambda x: x.view(4, 3, 5, 2), lambda y: y.view(len(y), -1)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_outputs_have_the_memory_layout_that_steps_rely_on(name: str) -> None:
+    net = LAYOUTS[name].double().eval()
+    x = torch.randn(4, 10, 3, dtype=torch.float64)
+    expected = net(x)
+    with CheaperDerivatives():
+        found = net(x)
+    assert found.stride() == expected.stride()
+    torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x: F.batch_norm(x, torch.zeros(3), torch.ones(3)), "running_mean should contain 2"),
+        (
+            lambda x: F.conv1d(x, torch.zeros(2, 2, 3), stride=2, padding="same"),
+            "padding='same' is not supported for strided convolutions",
+        ),
+    ],
+)
+def test_pytorch_says_what_is_wrong_with_a_call(call, message: str) -> None:
+    with CheaperDerivatives(), pytest.raises(RuntimeError, match=message):
+        call(torch.zeros(4, 2, 6))

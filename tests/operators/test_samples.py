@@ -77,8 +77,8 @@ def test_progress_goes_up_and_can_stop(part: str, sampling: Seen) -> None:
 
 
 COSTS = {
-    "total": (nn.ReLU, 2 + 8),  # two outputs of softmax count, and eight inputs of the head
-    "outer": (nn.Tanh, 2),
+    "total": (nn.ReLU, 3 + 8),  # the outputs, and eight inputs of the head
+    "outer": (nn.Tanh, 3),
     "functional": (nn.Tanh, 3 * 8 + 8),  # unit vectors in the first layer's output
 }
 
