@@ -10,7 +10,7 @@ from typing import Literal, TypedDict
 import torch
 
 from lightning_hessrank.estimators.dense import dense_bytes, dense_rank
-from lightning_hessrank.estimators.lanczos import lanczos_rank
+from lightning_hessrank.estimators.lanczos import DEFAULT_PRODUCTS, lanczos_rank
 from lightning_hessrank.estimators.sketch import CORE_RTOL, sketch_rank
 from lightning_hessrank.operators import Progress, SymmetricOperator
 from lightning_hessrank.operators.memory import memory_limit as default_memory_limit
@@ -31,9 +31,9 @@ class MethodChoice:
     reason: str
     """One sentence with the figures that decided, for the log."""
     seconds: float
-    """Expected time of one measurement."""
+    """Expected time of one measurement; of lanczos the most that it may take."""
     bytes: int
-    """Expected memory."""
+    """Expected memory; the same."""
 
 
 def choose_method(
@@ -78,14 +78,15 @@ def choose_method(
         best = fitting[0]
         reason = f"{best.method}: exact, about {_duration(best.seconds)} ({facts})"
         return MethodChoice(best.method, reason, best.seconds, best.bytes)
-    products = 400
     why = (
         f"an exact rank would take {min(c.bytes for c in exact) / 2**30:.1f} GiB"
         if not fitting
         else f"an exact rank would take about {_duration(fitting[0].seconds)}"
     )
+    products = min(DEFAULT_PRODUCTS, p)
+    most = f"at most {products:,} products for each part, {_duration(products * product)}"
     return MethodChoice(
-        "lanczos", f"lanczos: {why} ({facts})", products * product, products * p * itemsize
+        "lanczos", f"lanczos: {why} ({facts}); {most}", products * product, products * p * itemsize
     )
 
 
@@ -172,4 +173,6 @@ def _timed(work: Callable[[], object], device: torch.device) -> float:
 def _duration(seconds: float) -> str:
     if seconds < 1:
         return f"{1e3 * seconds:.3g} ms"
-    return f"{seconds:.3g} s" if seconds < 120 else f"{seconds / 60:.3g} min"
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:.3g} h"

@@ -113,7 +113,7 @@ class SketchCore:
 
     def _triangular(self) -> Tensor:
         """``R`` of ``Y = QR``, from a few rows at a time: no second matrix of that size."""
-        r, step = self.matrix[:0], max(256, self.size)
+        r, step = self.matrix[:0], max(256, 2 * self.size)
         for first in range(0, self.operator.dim, step):
             rows = torch.cat([slab[first : first + step] for slab in self._slabs or ()], dim=1)
             r = torch.linalg.qr(torch.cat([r, rows]), mode="r").R

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -43,8 +43,6 @@ class Ranks:
     """Mean loss on the reference data."""
     unexplained: float = 0.0
     """Share of the Hessian that does not pass through the network's output."""
-    choice: str = ""
-    """Why the method was chosen, where that was left to the measurement."""
 
     @property
     def total(self) -> RankEstimate:
@@ -63,6 +61,7 @@ def measure(
     verify: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
+    announce: Callable[[str], None] | None = None,
 ) -> Ranks:
     """Measure the rank of the loss Hessian and, where possible, of its two parts.
 
@@ -76,6 +75,7 @@ def measure(
         verify: first compare a product with finite differences.
         seed: of random directions.
         progress: called between blocks of products.
+        announce: told which method was chosen and why, before it starts.
 
     Raises:
         NonFiniteError: the loss or a Hessian is not finite, on any process.
@@ -92,11 +92,12 @@ def measure(
         unexplained = max(processes.gather(unexplained))
         limits = _limits(bound if unexplained <= SPLIT_TOLERANCE else None)
         memory = min(processes.gather(memory_limit(subject.device)))
-        choice = ""
         if method == "auto":  # timed on each process alone: they may need different times
             alone = curvature.operator("total")
             chosen = choose_method(alone, max_rank=limits["total"], rtol=rtol, memory_limit=memory)
-            method, choice = processes.first((chosen.method, chosen.reason))
+            method, reason = processes.first((chosen.method, chosen.reason))
+            if announce is not None:
+                announce(reason)
 
         def rank(operator: SymmetricOperator, part: Part, limit: int | None) -> RankEstimate:
             return estimate_rank(
@@ -121,7 +122,7 @@ def measure(
             for name, parameters in (layers or {}).items()
         }
         loss = sum(processes.gather(curvature.loss))
-        return Ranks(parts, blocks, loss, unexplained, choice)
+        return Ranks(parts, blocks, loss, unexplained)
 
 
 def _shared(operator: SymmetricOperator, processes: Processes) -> SymmetricOperator:

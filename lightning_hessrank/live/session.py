@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from lightning_hessrank.live.failures import Failures, cause_of
@@ -150,6 +151,7 @@ class Session:
                     verify=not series.verified,
                     seed=settings.seed,
                     progress=progress,
+                    announce=partial(logger.info, "%s: %s", settings.name),
                 )
         except NonFiniteError as error:
             self.failures.warn_once(
@@ -172,8 +174,6 @@ class Session:
                 settings.name,
                 trainer.global_step,
             )
-        if ranks.choice:
-            logger.info("%s: %s", settings.name, ranks.choice)
         series.meaning["method"] = ranks.total.method
         series.verified = True
         return ranks

@@ -72,9 +72,19 @@ def test_lanczos_where_patience_or_memory_end() -> None:
     impatient = choose_method(operator, patience=0.5)
     assert impatient.method == "lanczos"
     assert impatient.reason.startswith("lanczos: an exact rank would take about 1.52 s (")
+    assert impatient.reason.endswith("); at most 600 products for each part, 3 s")
+    assert (impatient.seconds, impatient.bytes) == (600 * 5e-3, 600 * 600 * 8)
     small = choose_method(operator, memory_limit=10**6)
     assert small.method == "lanczos"
     assert small.reason.startswith("lanczos: an exact rank would take 0.0 GiB (600 parameters, ")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(1e-3, "1 ms"), (5, "5 s"), (600, "10 min"), (36000, "10 h")]
+)
+def test_durations_are_said_in_units_that_people_use(seconds: float, text: str) -> None:
+    choice = choose_method(Slow(planted(torch.ones(2), 20).matrix, seconds / 20), patience=0)
+    assert choice.reason.endswith(f"at most 20 products for each part, {text}")
 
 
 @pytest.mark.parametrize(
