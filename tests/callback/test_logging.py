@@ -13,7 +13,7 @@ from torch import nn
 
 from lightning_hessrank import HessianRankMonitor
 from lightning_hessrank.callback import HessianRankWarning
-from lightning_hessrank.live import session
+from lightning_hessrank.live import measure, session
 from lightning_hessrank.live.log import logger as console
 from lightning_hessrank.results import RankBound
 from lightning_hessrank.tolerance import numerical_rank
@@ -46,6 +46,19 @@ def test_initial_statistics_of_batch_norm_are_said_once(mode: Any, said: Any) ->
             "of its running statistics (module_mode='train' uses those of the batch)"
         ]
     )
+
+
+def test_choice_of_the_method_is_said_once_and_before_it_starts(said: Any, monkeypatch) -> None:
+    heard: list[list[str]] = []
+    parts = measure.dense_parts
+
+    def listening(*args: Any, **kwargs: Any) -> Any:
+        heard.append([x for x in said.messages if x.startswith("hessian: dense: exact, about ")])
+        return parts(*args, **kwargs)
+
+    monkeypatch.setattr(measure, "dense_parts", listening)
+    fit(HessianRankMonitor(on_error="raise"), nn.Linear(4, 3))
+    assert [len(messages) for messages in heard] == [1, 1, 1]
 
 
 def test_layers_have_the_ranks_of_their_diagonal_blocks() -> None:
