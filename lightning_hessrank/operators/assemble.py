@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -29,32 +29,12 @@ from lightning_hessrank.operators.memory import is_out_of_memory
 from lightning_hessrank.operators.root import agrees, random_vectors
 from lightning_hessrank.results import Part
 
-
-class Curvature(Protocol):
-    """What is needed of a loss's curvature; see :class:`LossCurvature`."""
-
-    parameters: tuple[Tensor, ...]
-    sizes: tuple[int, ...]
-
-    def multiply(
-        self, part: Part, columns: Mapping[int, Tensor], rows: Sequence[int]
-    ) -> list[Tensor]:
-        """Multiply columns of a part, and return rows of it."""
-        ...
-
-    def add_sampled(
-        self,
-        part: Part,
-        start: Mapping[int, int],
-        matrix: Tensor,
-        report: Callable[[int], None],
-    ) -> frozenset[int]:
-        """Add blocks of the matrix, and return between which parameters."""
-        ...
+if TYPE_CHECKING:
+    from lightning_hessrank.operators.loss import LossCurvature
 
 
 def assemble(
-    curvature: Curvature,
+    curvature: LossCurvature,
     part: Part,
     indices: Sequence[int],
     operator: SymmetricOperator,
@@ -108,7 +88,7 @@ class _Columns:
 
     def __init__(
         self,
-        curvature: Curvature,
+        curvature: LossCurvature,
         part: Part,
         operator: SymmetricOperator,
         place: Mapping[int, slice],
