@@ -47,7 +47,7 @@ class RankEstimate:
     method: Method
     num_parameters: int
     num_products: int
-    """Hessian-vector products spent."""
+    """Hessian-vector products spent; for dense the number of columns, however they were made."""
     seconds: float
     """Wall time spent."""
     part: Part = "total"

@@ -63,6 +63,10 @@ def sketch_rank(
         counts: also count at the usual larger tolerances, as far as memory allows. Takes no more
             products, but about as long again where these are cheap.
 
+    Returns:
+        The rank, with the ``gap`` of the core: random vectors make it differ from the matrix's, by
+        a factor of some ten.
+
     Raises:
         UnresolvedError: the spectrum has no gap at the cut.
         NonFiniteError: a product is nan or inf.
