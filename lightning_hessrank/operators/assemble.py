@@ -71,13 +71,15 @@ def assemble(
         if not is_out_of_memory(error):
             raise
         sampled = frozenset()
-    if not sampled:
+    if sampled:
+        symmetrise_(matrix)
+    else:
         matrix.zero_()
     # Weights on dead pixels and of dead units have rows of zeros: so have the products, and (almost
     # surely) nothing else has.
     columns = _Columns(curvature, part, operator, place, (products != 0).any(dim=1))
     columns.fill(matrix, sampled, report)
-    if sampled and not agrees(symmetrise_(matrix) @ vectors, products):
+    if sampled and not agrees(matrix @ vectors, products):
         columns.fill(matrix.zero_(), frozenset(), report)
     report(operator.dim)
     return matrix

@@ -98,23 +98,29 @@ class Block(NamedTuple):
     entries: slice
     """Of the width of ``columns``."""
     values: Tensor
-    """Shape ``(channels, width of rows, channels of columns, entries)``."""
+    """Shape ``(channels, width of rows, channels of columns, entries)``; within one layer the
+    channels of the columns end where those of the rows do: the rest follows from symmetry."""
 
     def add_to(self, matrix: Tensor, start: Mapping[int, int], weight: float) -> None:
-        """Add ``weight`` times the values, and their transpose if the two layers differ.
+        """Add to one triangle what :func:`~lightning_hessrank.operators.base.symmetrise_` spreads.
+
+        That takes the mean of a matrix and its transpose, so that all but what is between the same
+        channels of the same layer is added twice.
 
         Args:
-            matrix: the Hessian.
+            matrix: will be the Hessian.
             start: id of a parameter -> number of its first row.
             weight: of the batch.
         """
-        whole = slice(0, self.rows.width)
-        for a in _strips(self.rows, self.channels, whole, start):
-            for b in _strips(self.columns, slice(0, self.columns.channels), self.entries, start):
-                values = self.values[:, a.entries, :, b.entries]
-                _view(matrix, a, b).add_(values, alpha=weight)
-                if self.rows is not self.columns:
-                    _view(matrix, b, a).add_(values.permute(2, 3, 0, 1), alpha=weight)
+        whole, twice = slice(0, self.rows.width), slice(0, self.values.shape[2])
+        spans = [(twice, 2.0)]
+        if self.rows is self.columns:
+            spans = [(slice(0, self.channels.start), 2.0), (self.channels, 1.0)]
+        for span, times in spans:
+            for a in _strips(self.rows, self.channels, whole, start):
+                for b in _strips(self.columns, span, self.entries, start):
+                    values = self.values[:, a.entries, span, b.entries]
+                    _view(matrix, a, b).add_(values, alpha=times * weight)
 
 
 def _strips(
@@ -123,7 +129,7 @@ def _strips(
     owners = ((layer.weight, 0, layer.taps), (layer.bias, layer.taps, layer.width))
     for parameter, low, high in owners:
         first, last = max(low, entries.start), min(high, entries.stop)
-        if parameter is not None and first < last:
+        if parameter is not None and first < last and channels.start < channels.stop:
             yield _Strip(
                 start[id(parameter)] + channels.start * (high - low),
                 channels.stop - channels.start,
@@ -148,8 +154,8 @@ def make_block(
 ) -> Block:
     """Make a block of values that hold these numbers in this order; ``entries``: all of them."""
     entries = slice(0, columns.width) if entries is None else entries
-    shape = (channels.stop - channels.start, rows.width, columns.channels, -1)
-    values = values.reshape(shape)
+    count = channels.stop - channels.start
+    values = values.reshape(count, rows.width, -1, entries.stop - entries.start)
     return Block(rows, channels, columns, entries, values)
 
 

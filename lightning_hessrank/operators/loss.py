@@ -174,7 +174,8 @@ class LossCurvature:
     ) -> frozenset[int]:
         """Add blocks of a part's matrix from derivatives of every sample, where that is cheaper.
 
-        See :mod:`lightning_hessrank.operators.samples`. What is added has to be checked.
+        See :mod:`lightning_hessrank.operators.samples`. What is added has to be symmetrised, and
+        checked.
 
         Args:
             part: which part.

@@ -99,7 +99,7 @@ class SampleHessian:
         return layers[0].samples * kept * self._itemsize + max(steps)
 
     def blocks(self) -> Iterator[tuple[float, Block]]:
-        """Yield blocks whose ``rows`` are not after their ``columns`` in the order of calls.
+        """Yield every block once, to be added and then symmetrised, in no order that matters.
 
         Each with the share of the work that is done.
         """
@@ -127,11 +127,13 @@ class SampleHessian:
             for channels in self._chunks(i):
                 signed = signals[i][:, :, channels] * root.signs[:, :, None, None]
                 for j, b in enumerate(self._layers[: i + 1]):
+                    stop = channels.stop if j == i else b.channels
                     if i in gradients and j in gradients:
-                        values = torch.einsum("knr,knq->rq", a.gradients(signed), gradients[j])
+                        columns = gradients[j][..., : stop * b.width]
+                        values = torch.einsum("knr,knq->rq", a.gradients(signed), columns)
                     else:
-                        z = torch.einsum("knis,knmt->isnmt", signed, signals[j])
-                        values = contract(a, z, b)
+                        some = signals[j][:, :, :stop]
+                        values = contract(a, torch.einsum("knis,knmt->isnmt", signed, some), b)
                     yield make_block(a, channels, b, values)
 
     def _second_derivatives(self, i: int) -> Iterator[Block]:
@@ -142,6 +144,7 @@ class SampleHessian:
             pulled = self._pull([self._source[i]], self._outputs[: i + 1], units)
             for b, cotangents in zip(self._layers, pulled, strict=False):
                 z = b.signals(cotangents).unflatten(0, (-1, a.positions))
+                z = z[..., : channels.stop, :] if b is a else z
                 yield make_block(a, channels, b, contract(a, z, b))
 
     def _through_input(self, j: int) -> Iterator[Block]:
