@@ -112,8 +112,8 @@ class Block(NamedTuple):
             start: id of a parameter -> number of its first row.
             weight: of the batch.
         """
-        whole, twice = slice(0, self.rows.width), slice(0, self.values.shape[2])
-        spans = [(twice, 2.0)]
+        whole = slice(0, self.rows.width)
+        spans = [(slice(0, self.values.shape[2]), 2.0)]
         if self.rows is self.columns:
             spans = [(slice(0, self.channels.start), 2.0), (self.channels, 1.0)]
         for span, times in spans:

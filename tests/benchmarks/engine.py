@@ -14,14 +14,17 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from unittest import mock
 
 import torch
 from torch import Tensor
 
 from lightning_hessrank.bounds import rank_bound
 from lightning_hessrank.estimators import dense_parts, dense_rank, lanczos_rank, sketch_rank
-from lightning_hessrank.operators import DenseOperator, SymmetricOperator
+from lightning_hessrank.operators import DenseOperator, LossCurvature, SymmetricOperator
+from lightning_hessrank.operators.rewrite import CheaperDerivatives
 from lightning_hessrank.tolerance import numerical_rank
 from tests.benchmarks import subjects
 from tests.benchmarks.peers import PEERS, Multiply
@@ -238,6 +241,44 @@ def blocks(rounds: int) -> None:
     table(rows)
 
 
+def shortcuts(rounds: int) -> None:
+    """What two shortcuts are worth: the same work with and without them."""
+    rows = [("shortcut", "network", "without", "with", "ratio")]
+    for name in ("mlp", "cnn"):
+        operator = getattr(subjects, name)().curvature().operator()
+        pair = []
+        for patch in (lambda *_: frozenset(), LossCurvature.add_sampled):
+            with mock.patch.object(LossCurvature, "add_sampled", patch):
+                operator.to_dense()
+                runs = [timed(operator.to_dense)[0] for _ in range(rounds)]
+            pair.append(statistics.median(runs))
+        rows.append(("dense matrix by samples", name, *_pair(pair, "s", 1)))
+    for name in ("cnn", "linear_cnn", "resnet20"):
+        subject, operators = getattr(subjects, name)(), []
+        for mode in (nullcontext, CheaperDerivatives):
+            with mock.patch("lightning_hessrank.operators.loss.CheaperDerivatives", mode):
+                operators.append(subject.curvature().operator())
+        runs = [[single_product(o) for o in operators] for _ in range(3 * rounds + 1)][1:]
+        pair = [statistics.median(times) for times in zip(*runs, strict=True)]
+        rows.append(("calls rewritten: one product", name, *_pair(pair, "ms", 1e3)))
+    table(rows)
+
+
+def single_product(operator: SymmetricOperator) -> float:
+    """Time of one product, in a block of the operator's size."""
+    vectors = torch.randn(operator.dim, operator.block_size, dtype=operator.dtype)
+    return timed(lambda: operator.matmat(vectors))[0] / operator.block_size
+
+
+def _pair(seconds: list[float], unit: str, scale: float) -> tuple[str, str, str]:
+    without, with_it = seconds
+    return (
+        f"{scale * without:.2f} {unit}",
+        f"{scale * with_it:.2f} {unit}",
+        f"{without / with_it:.2f}",
+    )
+
+
 def resnet(rounds: int) -> dict[str, float]:
     """One product in units of one gradient, ResNet-20, float32."""
     subject = subjects.resnet20()
@@ -365,6 +406,7 @@ BENCHMARKS: dict[str, Callable[[int], object]] = {
     "sketch-whole": lambda rounds: sketch(min(rounds, 1), whole=True),
     "large-sketch": large_sketch,
     "blocks": blocks,
+    "shortcuts": shortcuts,
     "resnet": resnet,
     "coverage": coverage,
     "growth": growth,
