@@ -2,12 +2,12 @@
 
 from typing import TYPE_CHECKING, Any
 
+from lightning_hessrank.api import hessian_rank
 from lightning_hessrank.bounds import batch_bound, rank_bound, toeplitz_matrix
-from lightning_hessrank.rank import hessian_rank
 from lightning_hessrank.results import BoundNotAvailableError, RankBound, RankEstimate
 
 if TYPE_CHECKING:
-    from lightning_hessrank.callback import HessianRankMonitor
+    from lightning_hessrank.monitor.callback import HessianRankMonitor
 
 __version__ = "0.1.0"
 
@@ -26,7 +26,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import the callback, and with it Lightning, on first use only."""
     if name == "HessianRankMonitor":
-        from lightning_hessrank.callback import HessianRankMonitor
+        from lightning_hessrank.monitor.callback import HessianRankMonitor
 
         return HessianRankMonitor
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from lightning_hessrank.api import check_part
 from lightning_hessrank.estimators.sketch import OVERSAMPLING
-from lightning_hessrank.functional import hessian_sum, rank_of_sum
-from lightning_hessrank.live.reference import fingerprint
-from lightning_hessrank.rank import check_part
+from lightning_hessrank.matrices import hessian_sum, rank_of_sum
+from lightning_hessrank.monitor.reference import fingerprint
 from lightning_hessrank.results import Part, RankEstimate
 from lightning_hessrank.tolerance import check_rtol
 

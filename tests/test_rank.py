@@ -13,9 +13,9 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from lightning_hessrank import hessian_rank
-from lightning_hessrank.live.step import model_step
-from lightning_hessrank.live.subject import Subject
-from lightning_hessrank.operators import LossCurvature
+from lightning_hessrank.hessian import LossCurvature
+from lightning_hessrank.subject.step import model_step
+from lightning_hessrank.subject.subject import Subject
 from lightning_hessrank.tolerance import numerical_rank
 from tests.oracles import closed_form, dense_hessian
 

@@ -28,10 +28,10 @@ import torch
 from torch import Tensor
 
 from lightning_hessrank.bounds.inputs import matrix_rank
-from lightning_hessrank.bounds.layers import LinearCall
-from lightning_hessrank.bounds.network import ignores_shifts
-from lightning_hessrank.bounds.recorder import RecordedUse, UseRecorder
 from lightning_hessrank.bounds.trace import layer_name
+from lightning_hessrank.network.layers import LinearCall
+from lightning_hessrank.network.losses import ignores_shifts
+from lightning_hessrank.network.recorder import RecordedUse, UseRecorder
 from lightning_hessrank.results import BoundNotAvailableError, LayerBound, RankBound
 
 #: Patches wider than this are not looked into: their width is their rank.

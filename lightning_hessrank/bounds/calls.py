@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_hessrank.bounds import operations as ops
-from lightning_hessrank.bounds.layers import LINEAR_CALLS, LinearCall, Slices, bind, linear_call
 from lightning_hessrank.bounds.trace import Activation, LayerUse, Weight, layer_name
+from lightning_hessrank.network.layers import LINEAR_CALLS, LinearCall, Slices, bind, linear_call
 
 if TYPE_CHECKING:
     from lightning_hessrank.bounds.surrogate import SurrogateMode

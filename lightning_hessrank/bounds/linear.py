@@ -9,10 +9,10 @@ from torch import Tensor
 
 from lightning_hessrank.bounds.closed_form import ClosedForm, biased_chain_rank, chain_rank
 from lightning_hessrank.bounds.model import LinearModel, linear_model
-from lightning_hessrank.bounds.network import LossKind, Network
 from lightning_hessrank.bounds.patch import Ranks, patch_ranks
 from lightning_hessrank.bounds.sampling import generic_ranks, generic_width, sharpened
 from lightning_hessrank.bounds.trace import INPUT, LayerUse, layer_name
+from lightning_hessrank.network.losses import LossKind, Network
 from lightning_hessrank.results import (
     BoundKind,
     BoundNotAvailableError,

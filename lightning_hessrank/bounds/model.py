@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from lightning_hessrank.bounds.inputs import InputSpan, flatten
-from lightning_hessrank.bounds.network import LossKind, Network
 from lightning_hessrank.bounds.surrogate import Surrogate
 from lightning_hessrank.bounds.trace import Trace, Weights, layer_name
+from lightning_hessrank.network.losses import LossKind, Network
 from lightning_hessrank.results import BoundNotAvailableError
 
 

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from lightning_hessrank.bounds.inputs import flatten
-from lightning_hessrank.bounds.layers import LinearCall
 from lightning_hessrank.bounds.model import LinearModel
 from lightning_hessrank.bounds.spans import GrowingSpan
 from lightning_hessrank.bounds.trace import LayerUse, Trace, Weights
+from lightning_hessrank.network.layers import LinearCall
 
 #: More passes than this are not made; spans that still grow then count with their caps.
 MAX_PASSES = 64

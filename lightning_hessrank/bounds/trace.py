@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from lightning_hessrank.bounds.layers import LinearCall, Slices
+from lightning_hessrank.network.layers import LinearCall, Slices
 
 #: Larger weights are Gaussian: their decomposition takes long, and they are seldom sampled.
 MAX_CONDITIONED = 100_000

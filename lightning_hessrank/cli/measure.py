@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from lightning_hessrank.cli.checkpoints import Checkpoint, CheckpointError, find_checkpoints
 from lightning_hessrank.cli.parameters import Model, fail, parse_spec
 from lightning_hessrank.cli.spec import Spec, SpecError
-from lightning_hessrank.live.batch import list_tensors
+from lightning_hessrank.network.batches import list_tensors
 
 if TYPE_CHECKING:
     from lightning_hessrank.cli.offline import OfflineRun

@@ -13,8 +13,8 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 
-from lightning_hessrank.callback import HessianRankMonitor
 from lightning_hessrank.cli.checkpoints import Checkpoint
+from lightning_hessrank.monitor.callback import HessianRankMonitor
 
 _STATE = "monitor.pt"
 _TABLE = "measurements.csv"

@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 from torch import Tensor, nn
 
-from lightning_hessrank.bounds.toeplitz import toeplitz_figure, toeplitz_matrix, weight_pattern
 from lightning_hessrank.cli.parameters import build_module, fail, parse_shape
 from lightning_hessrank.cli.spec import Spec, SpecError
+from lightning_hessrank.network.toeplitz import toeplitz_figure, toeplitz_matrix, weight_pattern
 
 
 def toeplitz(

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from lightning_hessrank.operators import LossCurvature, Progress, SymmetricOperator
-from lightning_hessrank.operators.base import multiply_in_blocks
-from lightning_hessrank.operators.memory import memory_limit as default_memory_limit
-from lightning_hessrank.operators.root import agrees, random_vectors
+from lightning_hessrank.hessian import LossCurvature, Progress, SymmetricOperator
+from lightning_hessrank.hessian.memory import memory_limit as default_memory_limit
+from lightning_hessrank.hessian.operator import multiply_in_blocks
+from lightning_hessrank.hessian.root import agrees, random_vectors
 from lightning_hessrank.results import PARTS, Part, RankEstimate
 from lightning_hessrank.tolerance import COUNT_TOLERANCES, machine_rtol, numerical_rank
 
@@ -65,7 +65,7 @@ def dense_parts(
 
     Costs less than three times :func:`dense_rank`: the Hessian is the sum of its parts, unless its
     products say otherwise (a penalty on the weights is in neither part), and the eigenvalues of the
-    outer part are those of a Gram matrix (see :mod:`lightning_hessrank.operators.factor`) where
+    outer part are those of a Gram matrix (see :mod:`lightning_hessrank.hessian.factor`) where
     that is smaller.
 
     Args:

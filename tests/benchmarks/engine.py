@@ -23,8 +23,8 @@ from torch import Tensor
 
 from lightning_hessrank.bounds import rank_bound
 from lightning_hessrank.estimators import dense_parts, dense_rank, lanczos_rank, sketch_rank
-from lightning_hessrank.operators import DenseOperator, LossCurvature, SymmetricOperator
-from lightning_hessrank.operators.rewrite import CheaperDerivatives
+from lightning_hessrank.hessian import DenseOperator, LossCurvature, SymmetricOperator
+from lightning_hessrank.hessian.rewrite import CheaperDerivatives
 from lightning_hessrank.tolerance import numerical_rank
 from tests.benchmarks import subjects
 from tests.benchmarks.peers import PEERS, Multiply
@@ -256,7 +256,7 @@ def shortcuts(rounds: int) -> None:
     for name in ("cnn", "linear_cnn", "resnet20"):
         subject, operators = getattr(subjects, name)(), []
         for mode in (nullcontext, CheaperDerivatives):
-            with mock.patch("lightning_hessrank.operators.loss.CheaperDerivatives", mode):
+            with mock.patch("lightning_hessrank.hessian.curvature.CheaperDerivatives", mode):
                 operators.append(subject.curvature().operator())
         runs = [[single_product(o) for o in operators] for _ in range(3 * rounds + 1)][1:]
         pair = [statistics.median(times) for times in zip(*runs, strict=True)]

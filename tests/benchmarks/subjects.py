@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_hessrank.operators import Evaluation, LossCurvature, LossFunction, LossTerm
+from lightning_hessrank.hessian import Evaluation, LossCurvature, LossFunction, LossTerm
 
 
 @dataclass

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lightning_hessrank.bounds import rank_bound
-from lightning_hessrank.bounds.network import loss_kind
+from lightning_hessrank.network.losses import loss_kind
 from lightning_hessrank.results import BoundNotAvailableError
 from tests.bounds.helpers import exact_ranks
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lightning_hessrank.live import session
 from lightning_hessrank.results import RankBound
+from lightning_hessrank.subject import session
 
 ADVICE = (
     ".*does not have many workers.*",

@@ -23,9 +23,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from lightning_hessrank import HessianRankMonitor
-from lightning_hessrank.live import measure
-from lightning_hessrank.live.subject import Subject
-from lightning_hessrank.operators import ReducedOperator
+from lightning_hessrank.hessian import ReducedOperator
+from lightning_hessrank.subject import measure
+from lightning_hessrank.subject.subject import Subject
 from tests.callback.training import QUIET, dataset, messy_module, plain_module, snapshot
 
 SAMPLES, BATCH = 22, 6

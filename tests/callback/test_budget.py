@@ -11,8 +11,8 @@ import torch
 from torch.utils.data import TensorDataset
 
 from lightning_hessrank import HessianRankMonitor
-from lightning_hessrank.live import session
-from lightning_hessrank.live.clock import Clock
+from lightning_hessrank.monitor.clock import Clock
+from lightning_hessrank.subject import session
 from tests.callback.training import QUIET, loader, memory_logger, plain_module
 
 

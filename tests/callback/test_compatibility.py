@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from lightning_hessrank import HessianRankMonitor
-from lightning_hessrank.callback import HessianRankWarning
+from lightning_hessrank.monitor.callback import HessianRankWarning
 from tests.callback.rows import CASES, REFUSED, Case
 from tests.callback.training import QUIET
 

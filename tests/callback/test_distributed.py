@@ -21,8 +21,8 @@ from pytorch_lightning.strategies import (
 from torch import nn
 
 from lightning_hessrank import HessianRankMonitor, hessian_rank
-from lightning_hessrank.callback import HessianRankWarning
-from lightning_hessrank.live.processes import Processes, UnsupportedStrategyError, check_strategy
+from lightning_hessrank.monitor.callback import HessianRankWarning
+from lightning_hessrank.processes import Processes, UnsupportedStrategyError, check_strategy
 from tests.callback.training import QUIET, differences, loader, plain_module
 
 ROOT = Path(__file__).parents[2]

@@ -18,9 +18,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_hessrank import HessianRankMonitor
-from lightning_hessrank.callback import HessianRankWarning
-from lightning_hessrank.live import measure, network, session
-from lightning_hessrank.operators import LossCurvature
+from lightning_hessrank.hessian import LossCurvature
+from lightning_hessrank.monitor.callback import HessianRankWarning
+from lightning_hessrank.subject import measure, network, session
 from tests.callback.training import QUIET, loader, memory_logger, plain_module
 
 TABLE = Path(__file__).with_name("faults.md")
@@ -290,7 +290,7 @@ def live_bytes() -> int:
     )
 
 
-@pytest.mark.filterwarnings("ignore::lightning_hessrank.callback.HessianRankWarning")
+@pytest.mark.filterwarnings("ignore::lightning_hessrank.monitor.callback.HessianRankWarning")
 @pytest.mark.parametrize("failing", [False, True])
 def test_nothing_leaks(failing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensors alive after 50 measurements are those after two, whether they fail or not."""

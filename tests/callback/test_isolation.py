@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from lightning_hessrank import HessianRankMonitor
-from lightning_hessrank.live import reference, session, subject, trainer_view
+from lightning_hessrank.subject import reference, session, subject, trainer_view
 from tests.callback.training import (
     NAMESPACES,
     QUIET,

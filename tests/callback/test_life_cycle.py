@@ -13,8 +13,8 @@ from pytorch_lightning.tuner import Tuner
 from torch import Tensor, nn
 
 from lightning_hessrank import HessianRankMonitor
-from lightning_hessrank.callback import HessianRankWarning
-from lightning_hessrank.live import session
+from lightning_hessrank.monitor.callback import HessianRankWarning
+from lightning_hessrank.subject import session
 from tests.callback.training import QUIET, loader, memory_logger, plain_module
 
 BATCHES = 4  # of six samples, in an epoch
@@ -170,7 +170,7 @@ def test_resumed_history_is_that_of_an_uninterrupted_run(
 def test_other_reference_data_on_resume_are_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lightning_hessrank.live.reference.MAX_SAVED_BYTES", 0)
+    monkeypatch.setattr("lightning_hessrank.monitor.reference.MAX_SAVED_BYTES", 0)
     path = str(tmp_path / "run.ckpt")
     fit(strict(data=next(iter(loader(6)))), max_epochs=1).save_checkpoint(path)
     monitor = strict(data=next(iter(loader(5))))

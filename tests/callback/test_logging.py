@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from lightning_hessrank import HessianRankMonitor
-from lightning_hessrank.callback import HessianRankWarning
-from lightning_hessrank.live import measure, session
-from lightning_hessrank.live.log import logger as console
+from lightning_hessrank.monitor.callback import HessianRankWarning
+from lightning_hessrank.monitor.log import logger as console
 from lightning_hessrank.results import RankBound
+from lightning_hessrank.subject import measure, session
 from lightning_hessrank.tolerance import numerical_rank
 from tests.callback.training import QUIET, loader, memory_logger, plain_module
 
@@ -136,7 +136,7 @@ class Watch(pl.Callback):
         self.seen.append({k: float(v) for k, v in trainer.callback_metrics.items()})
 
 
-@pytest.mark.filterwarnings("ignore::lightning_hessrank.callback.HessianRankWarning")
+@pytest.mark.filterwarnings("ignore::lightning_hessrank.monitor.callback.HessianRankWarning")
 def test_no_old_value_stands_for_a_measurement_that_is_nan() -> None:
     monitor, watch = HessianRankMonitor(method="dense"), Watch()
     fit(monitor, nn.Linear(4, 3), max_epochs=3, callbacks=[Diverge(), monitor, watch])

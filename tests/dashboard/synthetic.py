@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_hessrank.api import nan_estimate
 from lightning_hessrank.estimators.dense import spectrum_estimate
-from lightning_hessrank.rank import nan_estimate
 from lightning_hessrank.results import (
     LayerBound,
     LayerRank,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_hessrank.operators import DenseOperator
+from lightning_hessrank.hessian import DenseOperator
 
 
 def planted(values: Tensor, dim: int | None = None, seed: int = 0) -> DenseOperator:

@@ -16,7 +16,7 @@ from lightning_hessrank.estimators import (
     lanczos_rank,
     sketch_rank,
 )
-from lightning_hessrank.operators import DenseOperator
+from lightning_hessrank.hessian import DenseOperator
 from tests.estimators.planted import planted
 
 module = sys.modules["lightning_hessrank.estimators.choose"]

@@ -18,7 +18,7 @@ from lightning_hessrank.estimators import (
     lanczos_rank,
     sketch_rank,
 )
-from lightning_hessrank.operators import (
+from lightning_hessrank.hessian import (
     DenseOperator,
     Evaluation,
     LossCurvature,

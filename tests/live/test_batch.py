@@ -11,15 +11,21 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_hessrank.live.batch import (
+from lightning_hessrank.monitor.reference import (
+    ReferenceData,
+    as_batches,
+    collect,
+    fingerprint,
+    share,
+)
+from lightning_hessrank.network.batches import (
     batch_size,
     cast_batch,
     clone_batch,
     cut_batch,
     list_tensors,
 )
-from lightning_hessrank.live.processes import Processes
-from lightning_hessrank.live.reference import ReferenceData, as_batches, collect, fingerprint, share
+from lightning_hessrank.processes import Processes
 
 Pair = namedtuple("Pair", "x y")
 
@@ -197,7 +203,7 @@ def test_reference_data_are_saved_up_to_a_limit_and_as_plain_types_only(
         "fingerprint",
         "num_samples",
     }
-    monkeypatch.setattr("lightning_hessrank.live.reference.MAX_SAVED_BYTES", 10)
+    monkeypatch.setattr("lightning_hessrank.monitor.reference.MAX_SAVED_BYTES", 10)
     assert ReferenceData.load(plain.state_dict(), Processes()) is None
 
 

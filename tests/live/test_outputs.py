@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_hessrank import hessian_rank
-from lightning_hessrank.live.network import reference_bound
-from lightning_hessrank.live.step import module_step
-from lightning_hessrank.live.subject import Subject
-from lightning_hessrank.operators import LossCurvature
+from lightning_hessrank.bounding import reference_bound
+from lightning_hessrank.hessian import LossCurvature
+from lightning_hessrank.subject.step import module_step
+from lightning_hessrank.subject.subject import Subject
 from lightning_hessrank.tolerance import numerical_rank
 
 Batch = tuple[Tensor, Tensor]

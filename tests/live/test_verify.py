@@ -10,15 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_hessrank.live.step import Step, StepResult, model_step
-from lightning_hessrank.live.subject import Subject
-from lightning_hessrank.live.verify import (
+from lightning_hessrank.hessian import LossCurvature
+from lightning_hessrank.hessian.verify import (
     SPLIT_TOLERANCE,
     WrongProductError,
     check_product,
     unexplained_share,
 )
-from lightning_hessrank.operators import LossCurvature
+from lightning_hessrank.subject.step import Step, StepResult, model_step
+from lightning_hessrank.subject.subject import Subject
 
 
 def subject(

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 import pytest
 from torch import Tensor
 
-from lightning_hessrank.operators import LossCurvature
-from lightning_hessrank.operators.root import agrees
-from lightning_hessrank.operators.samples import SampleHessian
+from lightning_hessrank.hessian import LossCurvature
+from lightning_hessrank.hessian.root import agrees
+from lightning_hessrank.hessian.samples import SampleHessian
 
-ASSEMBLE = "lightning_hessrank.operators.assemble"
+ASSEMBLE = "lightning_hessrank.hessian.dense"
 
 
 @dataclass

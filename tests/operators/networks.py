@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, hessian, jacrev
 
-from lightning_hessrank.operators import Evaluation, LossFunction, LossTerm
+from lightning_hessrank.hessian import Evaluation, LossFunction, LossTerm
 
 
 class Tied(nn.Module):

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_hessrank.operators.convolution import Convolution, read_convolution, unfold
-from lightning_hessrank.operators.layers import Layer, LayerRecorder
+from lightning_hessrank.network.convolution import Convolution, read_convolution, unfold
+from lightning_hessrank.network.sampled import Layer, LayerRecorder
 
 # Shapes of input and weight, and further arguments by position or by name.
 GEOMETRIES = {

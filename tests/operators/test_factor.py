@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lightning_hessrank.operators import LossCurvature
+from lightning_hessrank.hessian import LossCurvature
 from tests.operators.networks import CASES, Problem
 
 

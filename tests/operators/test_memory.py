@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from lightning_hessrank.estimators import dense_rank
-from lightning_hessrank.operators import (
+from lightning_hessrank.hessian import (
     DenseOperator,
     LossCurvature,
     NonFiniteError,
     ReducedOperator,
 )
-from lightning_hessrank.operators.base import product_blocks, unit_columns
-from lightning_hessrank.operators.memory import free_memory, graph_bytes, is_out_of_memory
+from lightning_hessrank.hessian.memory import free_memory, graph_bytes, is_out_of_memory
+from lightning_hessrank.hessian.operator import product_blocks, unit_columns
 from tests.operators.networks import Problem
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_hessrank.operators import LossCurvature
+from lightning_hessrank.hessian import LossCurvature
 from tests.operators.networks import CASES, Problem
 
 PARTS = ("total", "outer", "functional")

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_hessrank.operators.rewrite import MAX_POSITIONS, CheaperDerivatives
+from lightning_hessrank.hessian.rewrite import MAX_POSITIONS, CheaperDerivatives
 
 SLOW = {"ConvolutionBackward0", "NativeBatchNormBackward0"}
 

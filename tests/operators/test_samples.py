@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_hessrank.estimators.dense import dense_rank
-from lightning_hessrank.operators import LossCurvature, NonFiniteError
-from lightning_hessrank.operators.samples import Block, SampleHessian
+from lightning_hessrank.hessian import LossCurvature, NonFiniteError
+from lightning_hessrank.hessian.samples import Block, SampleHessian
 from tests.operators.architectures import KINDS, PARTS, Given, RandomProblem
 from tests.operators.conftest import Seen, assert_same
 
@@ -51,7 +51,7 @@ def test_repeated_in_small_steps_and_without_random_numbers(
         few = len(blocks)
         assert curvature.operator(part).to_dense().equal(first)
         with monkeypatch.context() as patch:
-            patch.setattr("lightning_hessrank.operators.samples.CHUNK_BYTES", 1)
+            patch.setattr("lightning_hessrank.hessian.samples.CHUNK_BYTES", 1)
             blocks.clear()
             small = curvature.operator(part).to_dense()
         assert len(blocks) > few or not few

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_hessrank.operators import Evaluation, LossCurvature
-from lightning_hessrank.operators.blocks import Block
-from lightning_hessrank.operators.samples import SampleHessian
+from lightning_hessrank.hessian import Evaluation, LossCurvature
+from lightning_hessrank.hessian.blocks import Block
+from lightning_hessrank.hessian.samples import SampleHessian
 from tests.operators.architectures import PARTS, Given, chain
 from tests.operators.conftest import Seen, assert_same
 
@@ -190,7 +190,7 @@ def test_left_to_products(
     loss = split_loss if why == "two outputs" else F.cross_entropy
     problem = kinds.get(why, Given)(chain(nn.Tanh()), torch.randn(5, 4), loss)
     if why == "too many numbers":
-        monkeypatch.setattr("lightning_hessrank.operators.root.MAX_OUTPUTS", 2)
+        monkeypatch.setattr("lightning_hessrank.hessian.root.MAX_OUTPUTS", 2)
     if why == "too little memory":
         monkeypatch.setattr(SampleHessian, "bytes", 2**60)
     matrix = LossCurvature(problem.function()).operator(part).to_dense()

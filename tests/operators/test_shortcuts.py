@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_hessrank.estimators import choose_method, dense_parts, dense_rank, sketch_rank
-from lightning_hessrank.operators import DenseOperator, LossCurvature
-from lightning_hessrank.operators.loss import LossCurvature as Curvature
-from lightning_hessrank.operators.part import PartOperator
-from lightning_hessrank.operators.root import agrees, random_vectors
+from lightning_hessrank.hessian import DenseOperator, LossCurvature
+from lightning_hessrank.hessian.curvature import LossCurvature as Curvature
+from lightning_hessrank.hessian.parts import PartOperator
+from lightning_hessrank.hessian.root import agrees, random_vectors
 from lightning_hessrank.tolerance import machine_rtol
 from tests.operators.networks import Problem
 
@@ -56,7 +56,7 @@ class OneAtATime(PartOperator):
 def test_pairs_of_products_shrink_where_memory_runs_out(monkeypatch) -> None:
     problem = Problem("linear", sizes=(30,))
     expected = dense_parts(LossCurvature(problem.function()))
-    monkeypatch.setattr("lightning_hessrank.operators.loss.PartOperator", OneAtATime)
+    monkeypatch.setattr("lightning_hessrank.hessian.curvature.PartOperator", OneAtATime)
     curvature = LossCurvature(problem.function())
     assert isinstance(curvature.operator(), OneAtATime)
     found = dense_parts(curvature)

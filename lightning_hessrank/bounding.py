@@ -1,0 +1,126 @@
+"""The network inside a step, as a function of its inputs: what the bounds are given."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_hessrank.bounds.batch import live_batch_bound
+from lightning_hessrank.bounds.linear import linear_bound
+from lightning_hessrank.network.batches import list_tensors, map_tensors
+from lightning_hessrank.network.losses import LossKind, Network, ignores_shifts
+from lightning_hessrank.results import BoundNotAvailableError, RankBound
+from lightning_hessrank.subject.step import StepResult
+from lightning_hessrank.subject.subject import Subject
+
+
+class BoundInputs(NamedTuple):
+    """Arguments of :func:`lightning_hessrank.bounds.linear.linear_bound`."""
+
+    network: Network
+    loss: LossKind
+    data: tuple[Tensor, ...]
+    """All inputs of the reference data, batches joined."""
+
+
+def bound_inputs(subject: Subject) -> BoundInputs:
+    """See the step of a subject as a network: floating tensors of a batch in, outputs out.
+
+    Raises:
+        BoundNotAvailableError: no loss function was recognised, or batches do not fit together.
+    """
+    template = subject.batches[0]
+    result = subject.evaluate(template)
+    if not result.outputs:
+        raise BoundNotAvailableError(
+            "no known loss function was seen in the step, so the network's output is unknown; "
+            'return {"loss": loss, "output": output} or use a loss of torch.nn.functional'
+        )
+    columns = [_floating(batch) for batch in subject.batches]
+    shapes = {tuple(x.shape[1:] for x in column) for column in columns}
+    if len(shapes) > 1:
+        raise BoundNotAvailableError(
+            "the batches of the reference data have samples of different shapes"
+        )
+
+    places = [output.place for output in result.outputs]
+
+    def forward(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        batch = _substitute(template, subject.sizes[0], inputs)
+        # Where gradients with respect to the inputs are taken, floating targets pass for outputs.
+        seen = {output.place: output.tensor for output in subject.evaluate(batch).outputs}
+        return tuple(seen[place] for place in places)
+
+    data = tuple(torch.cat(column) for column in zip(*columns, strict=True))
+    return BoundInputs(
+        Network(forward, columns[0], subject.parameters),
+        _loss_kind(result, subject.parameters),
+        data,
+    )
+
+
+def reference_bound(subject: Subject) -> RankBound:
+    """Bound of the linear surrogate on the subject's own reference data.
+
+    Raises:
+        BoundNotAvailableError: the network has no bound; the message says why.
+    """
+    try:
+        network, loss, data = bound_inputs(subject)
+        return linear_bound(network, loss, data=data)
+    except BoundNotAvailableError:
+        raise
+    except Exception as error:  # the step is user code, here run in a way it was not written for
+        raise BoundNotAvailableError(
+            f"the step could not be traced without its activations: {error}"
+        ) from error
+
+
+def reference_batch_bound(subject: Subject) -> RankBound:
+    """Bound of the network itself on the subject's reference data, at its weights.
+
+    Raises:
+        BoundNotAvailableError: the network is not covered; the message says why.
+    """
+    evaluations = [
+        functools.partial(lambda batch: subject.evaluate(batch).loss, batch)
+        for batch in subject.batches
+    ]
+    return live_batch_bound(evaluations, subject.parameters, sum(subject.sizes))
+
+
+def _floating(batch: Any) -> tuple[Tensor, ...]:
+    return tuple(x for x in list_tensors(batch) if x.is_floating_point() and x.ndim > 0)
+
+
+def _substitute(template: Any, size: int, inputs: Sequence[Tensor]) -> Any:
+    """Put ``inputs`` in the place of the floating tensors; repeat the rest to as many samples."""
+    replacements = iter(inputs)
+    count = len(inputs[0])
+
+    def replace(x: Tensor) -> Tensor:
+        if x.ndim == 0:
+            return x
+        if x.is_floating_point():
+            return next(replacements)
+        if len(x) == size and count != size:
+            return x[torch.arange(count, device=x.device) % size]
+        return x
+
+    return map_tensors(template, replace)
+
+
+def _loss_kind(result: StepResult, parameters: Mapping[str, Tensor]) -> LossKind:
+    dims = {
+        output.class_dim
+        if output.class_dim is not None
+        and ignores_shifts(result.loss, output.tensor, output.class_dim, parameters)
+        else None
+        for output in result.outputs
+    }
+    name = "+".join(sorted({output.loss for output in result.outputs}))
+    return LossKind(name, class_dim=dims.pop() if len(dims) == 1 else None)

@@ -1,0 +1,24 @@
+"""Products with the loss Hessian, its outer-product and its functional part."""
+
+from lightning_hessrank.hessian.curvature import LossCurvature, OutputsUnknownError
+from lightning_hessrank.hessian.function import Evaluation, LossFunction, LossTerm
+from lightning_hessrank.hessian.operator import (
+    DenseOperator,
+    NonFiniteError,
+    Progress,
+    ReducedOperator,
+    SymmetricOperator,
+)
+
+__all__ = [
+    "DenseOperator",
+    "Evaluation",
+    "LossCurvature",
+    "LossFunction",
+    "LossTerm",
+    "NonFiniteError",
+    "OutputsUnknownError",
+    "Progress",
+    "ReducedOperator",
+    "SymmetricOperator",
+]

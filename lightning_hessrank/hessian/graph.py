@@ -1,0 +1,170 @@
+"""The autograd graph of one evaluation of the loss, and products with what it says of curvature."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from lightning_hessrank.hessian.memory import is_out_of_memory
+from lightning_hessrank.results import Part
+
+
+class Batching:
+    """Whether several vectors go through a graph at once, or one after the other, and why.
+
+    Batches go through ``vmap``, which some operations do not support; they are then looped over.
+    """
+
+    def __init__(self) -> None:
+        self.enabled = True
+        self.reason: str | None = None
+        """Why it was switched off."""
+
+    def pull_back(
+        self, outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """Return ``cotangentsᵀ · ∂outputs/∂inputs`` for cotangents with a leading batch dimension.
+
+        The graph is kept; where there is no dependence the result is zero.
+        """
+        k = cotangents[0].shape[0]
+        pairs = [(y, v) for y, v in zip(outputs, cotangents, strict=True) if y.requires_grad]
+        if not pairs:
+            return [x.new_zeros(k, *x.shape) for x in inputs]
+        ys, vs = zip(*pairs, strict=True)
+        grads = self._batched(ys, inputs, vs) if self.enabled and k > 1 else None
+        if grads is None:
+            grads = _looped(ys, inputs, vs)
+        return [
+            x.new_zeros(k, *x.shape) if g is None else g for g, x in zip(grads, inputs, strict=True)
+        ]
+
+    def disable(self, reason: str) -> None:
+        """Loop from now on."""
+        self.enabled = False
+        self.reason = reason
+
+    def _batched(
+        self, ys: Sequence[Tensor], inputs: Sequence[Tensor], vs: Sequence[Tensor]
+    ) -> Sequence[Tensor | None] | None:
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                grads = torch.autograd.grad(
+                    ys, inputs, vs, retain_graph=True, allow_unused=True, is_grads_batched=True
+                )
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            self.disable(str(error).strip().splitlines()[0])
+            return None
+        for warning in caught:
+            if "performance drop" in str(warning.message):
+                self.disable(str(warning.message).strip().splitlines()[0])
+        return grads
+
+
+class Graph:
+    """The retained graph of one evaluation; what each part needs is built on first use."""
+
+    def __init__(
+        self,
+        parameters: Sequence[Tensor],
+        loss: Tensor,
+        outputs: Sequence[Tensor],
+        batching: Batching,
+    ) -> None:
+        self.parameters = tuple(parameters)
+        self.loss = loss
+        self.outputs = tuple(outputs)
+        self.batching = batching
+
+    @cached_property
+    def gradient(self) -> tuple[Tensor, ...]:
+        """Of the loss by the parameters."""
+        return _differentiate((self.loss,), self.parameters)
+
+    @cached_property
+    def output_gradient(self) -> tuple[Tensor, ...]:
+        """``r = ∂ℓ/∂f`` by the outputs."""
+        return _differentiate((self.loss,), self.outputs)
+
+    @cached_property
+    def _linearised(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """``u`` and ``Jᵀu``; the latter is linear in ``u``, its derivative gives ``Jv``."""
+        u = tuple(torch.zeros_like(f, requires_grad=True) for f in self.outputs)
+        return u, _differentiate(self.outputs, self.parameters, u)
+
+    @cached_property
+    def _residual_gradient(self) -> tuple[Tensor, ...]:
+        return self.residual_gradient(self.parameters)
+
+    def residual_gradient(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """``Jᵀ r`` by some inputs, with the residual ``r`` held constant."""
+        residual = tuple(s.detach() for s in self.output_gradient)
+        return _differentiate(self.outputs, inputs, residual)
+
+    def multiply(
+        self, part: Part, columns: Mapping[int, Tensor], rows: Sequence[int]
+    ) -> list[Tensor]:
+        """Multiply columns of a part, and return some of its rows.
+
+        Args:
+            part: of the Hessian of this evaluation's loss.
+            columns: number of a parameter -> its share of the vectors, shape ``(k, *shape)``;
+                parameters left out have share zero, and their part of the graph is not visited.
+            rows: numbers of the parameters whose share of the product is wanted.
+        """
+        inputs = [self.parameters[i] for i in rows]
+        if part == "outer":
+            return self.pull_back(self.bend(self.push_forward(columns)), inputs)
+        source = self.gradient if part == "total" else self._residual_gradient
+        chosen = [source[i] for i in columns]
+        return self.batching.pull_back(chosen, inputs, list(columns.values()))
+
+    def push_forward(self, columns: Mapping[int, Tensor]) -> list[Tensor]:
+        """``Jv``: change of the outputs, each ``(k, *output.shape)``."""
+        u, transposed = self._linearised
+        return self.batching.pull_back([transposed[i] for i in columns], u, list(columns.values()))
+
+    def bend(self, pushed: Sequence[Tensor]) -> list[Tensor]:
+        """``(∇²ℓ) u`` for changes ``u`` of the outputs, with a leading batch dimension."""
+        return self.batching.pull_back(self.output_gradient, self.outputs, pushed)
+
+    def pull_back(self, cotangents: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
+        """``Jᵀu`` for cotangents of the outputs, with a leading batch dimension."""
+        return self.batching.pull_back(self.outputs, inputs, cotangents)
+
+
+def _differentiate(
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor] | None = None
+) -> tuple[Tensor, ...]:
+    """Gradient with a graph of its own, zeros where there is no dependence."""
+    if not any(y.requires_grad for y in outputs):
+        return tuple(torch.zeros_like(x) for x in inputs)
+    return torch.autograd.grad(
+        outputs,
+        inputs,
+        cotangents,
+        create_graph=True,
+        allow_unused=True,
+        materialize_grads=True,
+    )
+
+
+def _looped(
+    ys: Sequence[Tensor], inputs: Sequence[Tensor], vs: Sequence[Tensor]
+) -> list[Tensor | None]:
+    """Pull back one cotangent after the other."""
+    results: list[Sequence[Tensor | None]] = [
+        torch.autograd.grad(ys, inputs, [v[i] for v in vs], retain_graph=True, allow_unused=True)
+        for i in range(vs[0].shape[0])
+    ]
+    return [
+        None if grads[0] is None else torch.stack([g for g in grads if g is not None])
+        for grads in zip(*results, strict=True)
+    ]

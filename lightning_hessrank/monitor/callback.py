@@ -1,0 +1,298 @@
+"""The callback: hooks and schedule around measurements that need no Trainer."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import math
+import weakref
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch.nn.parameter import UninitializedParameter
+
+from lightning_hessrank.dashboard import Dashboard, scalars
+from lightning_hessrank.dashboard.tags import rank_tag
+from lightning_hessrank.monitor.failures import HessianRankWarning
+from lightning_hessrank.monitor.log import logger
+from lightning_hessrank.monitor.run import Session
+from lightning_hessrank.monitor.settings import Settings
+from lightning_hessrank.results import Measurement
+from lightning_hessrank.subject.step import LossFn
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pytorch_lightning.callbacks import Callback
+else:
+    # `pytorch_lightning` and `lightning.pytorch` are separate class hierarchies, and each Trainer
+    # insists on its own: a subclass of both is welcome everywhere.
+    _HOMES = ("pytorch_lightning.callbacks", "lightning.pytorch.callbacks")
+    _found = [m for m in _HOMES if importlib.util.find_spec(m.split(".")[0])]
+    Callback = type("Callback", tuple(importlib.import_module(m).Callback for m in _found), {})
+
+
+__all__ = ["HessianRankMonitor", "HessianRankWarning"]
+
+
+class HessianRankMonitor(Callback):
+    """Measure the rank of the loss Hessian of the live model while it trains.
+
+    ``Trainer(callbacks=[HessianRankMonitor()])`` is all that it takes. Each measurement happens on
+    a float64 copy of the module and leaves weights, buffers, optimisers, generators, metrics and
+    flags of the run bitwise as they were.
+
+    The quantity is the numerical rank of the Hessian of the mean loss over the *reference data*
+    with respect to the trainable parameters, at the live weights: the number of eigenvalues beyond
+    ``rtol * max|λ|``. Data, mode, method and tolerance are the same at every measurement of a run.
+
+    It measures once before the first optimiser step, then on schedule, and at the end of ``fit`` if
+    the schedule did not just fall there.
+
+    ``trainer.callback_metrics`` holds what is logged, so that early stopping and checkpointing can
+    monitor ``hessian/rank``. A stochastic count never has the name of an exact one: with
+    ``method="lanczos"``, monitor ``hessian-estimate/rank``.
+
+    Args:
+        every_n_epochs: measure at the end of every n-th training epoch. ``None``: 1, unless
+            ``every_n_steps`` is given, which replaces the epoch schedule.
+        every_n_steps: measure after every n-th optimiser step.
+        method: ``"dense"``, ``"sketch"``, ``"lanczos"``, or ``"auto"``: cost and memory decide at
+            the first measurement, once for the run.
+        rtol: relative tolerance of the headline rank, in [0, 1). ``None``: machine precision
+            ``p * eps`` for dense and sketch, 1e-3 for lanczos. Counts at 1e-1 … 1e-6 are always
+            taken besides.
+        data: reference data: a batch as ``training_step`` takes it, a ``DataLoader``, or ``None``
+            for a copy of the first training batch.
+        max_samples: use at most so many samples of the reference data; ``None``: all.
+        loss_fn: ``loss_fn(module, batch) -> scalar``, a mean over samples, called with the copy of
+            the module; ``None``: the module's own ``training_step``.
+        module_mode: ``"eval"`` (dropout off, running statistics of batch norm) or ``"train"``
+            (every submodule in the mode that training has it in, with randomness frozen to one
+            draw).
+        layers: also measure the rank of each layer's diagonal block of the Hessian.
+        max_overhead: largest share of the wall time of the run, in (0, 1), that measuring may take.
+            The first measurement is exempt; a later one starts only if the share, projected with
+            one more as long as the last, stays below. Those skipped are counted and logged.
+        on_error: what a failed measurement does: ``"warn"`` and go on training, or ``"raise"``.
+        progress_bar: show one for measurements longer than a few seconds, unless the Trainer's own
+            is switched off.
+        prog_bar: also show the rank in the Trainer's progress bar, like ``log(prog_bar=True)``.
+        dashboard: what is written besides the scalars, e.g. ``Dashboard(figures=False)`` of
+            ``lightning_hessrank.dashboard``; ``None``: everything but the HParams page.
+        name: first part of every logged name, and of the key in checkpoints, so that several
+            monitors can run side by side; without ``/``.
+        seed: of every random probe, and of randomness inside the step.
+
+    Raises:
+        ValueError: an argument is out of range.
+        TypeError: an argument has the wrong type.
+    """
+
+    def __init__(
+        self,
+        *,
+        every_n_epochs: int | None = None,
+        every_n_steps: int | None = None,
+        method: Literal["auto", "dense", "sketch", "lanczos"] = "auto",
+        rtol: float | None = None,
+        data: Any = None,
+        max_samples: int | None = 512,
+        loss_fn: LossFn | None = None,
+        module_mode: Literal["eval", "train"] = "eval",
+        layers: bool = False,
+        max_overhead: float | None = None,
+        on_error: Literal["warn", "raise"] = "warn",
+        progress_bar: bool = True,
+        prog_bar: bool = False,
+        dashboard: Dashboard | None = None,
+        name: str = "hessian",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if every_n_epochs is None and every_n_steps is None:
+            every_n_epochs = 1
+        self.settings = Settings(
+            every_n_epochs=every_n_epochs,
+            every_n_steps=every_n_steps,
+            method=method,
+            rtol=rtol,
+            data=data,
+            max_samples=max_samples,
+            loss_fn=loss_fn,
+            module_mode=module_mode,
+            layers=layers,
+            max_overhead=max_overhead,
+            on_error=on_error,
+            progress_bar=progress_bar,
+            prog_bar=prog_bar,
+            name=name,
+            seed=seed,
+        )
+        if not isinstance(dashboard, Dashboard | None):
+            raise TypeError(
+                "dashboard must be None or a lightning_hessrank.dashboard.Dashboard, e.g. "
+                f"Dashboard(figures=False), got {dashboard!r}"
+            )
+        self.dashboard = replace(dashboard or Dashboard(), name=name)
+        self._run: tuple[Any, Any] | None = None
+        self._begin_run()
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """One plain dict per measurement of the run; it survives checkpoint and resume."""
+        return self._session.series.history
+
+    def plot(self) -> Figure:
+        """Draw rank, counts at coarser tolerances and bound over the steps of the run so far.
+
+        Returns:
+            A ``matplotlib.figure.Figure`` that pyplot does not know, so nothing needs closing.
+        """
+        from lightning_hessrank.dashboard.figures import history_figure
+
+        return history_figure(self.history)
+
+    def _begin_run(self) -> None:
+        self._session = Session(self.settings)
+        self._first_batch_pending = True
+        self._seen_step = 0
+        self._epoch = 0
+        self._published: set[str] = set()
+
+    # -- schedule ------------------------------------------------------------------------------
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Begin anew, unless the same Trainer goes on with the same module."""
+        if stage != "fit":
+            return
+        run = (weakref.ref(trainer), weakref.ref(pl_module))
+        if self._run is not None and self._run != run:
+            self._begin_run()
+        self._run = run
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Start the clock and the dashboard; refuse strategies that cannot be measured."""
+        self._first_batch_pending = True
+        failures = self._session.failures
+        failures.silent = not trainer.is_global_zero
+        self._session.series.clock.start()
+        with failures.handled("no rank will be measured"):
+            self._session.join(trainer, pl_module)
+        with failures.handled("the dashboard could not be set up"):
+            if trainer.is_global_zero:
+                owners = [x for x in (pl_module, trainer.datamodule) if x is not None]
+                hparams = {k: v for x in owners for k, v in x.hparams_initial.items()}
+                announcement = self.dashboard.start(trainer.loggers, hparams)
+                if announcement:
+                    logger.info(announcement)
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Note where training begins, or goes on."""
+        self._seen_step, self._epoch = trainer.global_step, trainer.current_epoch
+
+    def on_train_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Keep the first batch as reference data, and measure before the first optimiser step."""
+        self._epoch = trainer.current_epoch
+        session = self._session
+        if not self._first_batch_pending or session.failures.final:
+            return
+        with session.failures.handled("there are no reference data"):
+            session.collect_reference(pl_module, batch)
+        if any(isinstance(p, UninitializedParameter) for p in pl_module.parameters()):
+            return  # lazy modules: as soon as the first step has given them a shape
+        self._first_batch_pending = False
+        if not self.history:
+            self._measure(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Measure after every ``every_n_steps`` optimiser steps."""
+        step, n = trainer.global_step, self.settings.every_n_steps
+        if n and step // n > self._seen_step // n:  # several optimisers take several steps a batch
+            self._measure(trainer, pl_module)
+        self._seen_step = step
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Measure after every ``every_n_epochs`` epochs."""
+        n = self.settings.every_n_epochs
+        if n and (trainer.current_epoch + 1) % n == 0:
+            self._measure(trainer, pl_module)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Measure the trained network, unless that has just been done."""
+        self._measure(trainer, pl_module)
+        self._session.failures.summarise()
+        self._session.series.clock.stop()
+
+    # -- one measurement -----------------------------------------------------------------------
+
+    def _measure(self, trainer: Any, module: Any) -> None:
+        """Measure, remember and log; at most once at each step."""
+        session, series, failures = self._session, self._session.series, self._session.failures
+        step = trainer.global_step
+        if failures.final or series.last_step == step:
+            return
+        if series.reference is None and self.settings.data is None:
+            return  # the first batch was of no use, which has been said
+        measurement = None
+        if session.affordable(self.settings.max_overhead):
+            with failures.handled(f"no rank was measured at step {step}", among="measurements"):
+                session.collect_reference(module, None)  # a loader may have recovered by now
+                measurement = session.take(trainer, module, self._epoch)
+                series.add(measurement)
+        else:
+            series.skipped += 1
+        series.last_step = step
+        with failures.handled("what was measured could not be logged", among="attempts to log"):
+            self._log(trainer, measurement)
+
+    def _log(self, trainer: Any, measurement: Measurement | None) -> None:
+        """Log a measurement, or that there was none."""
+        name, step = self.settings.name, trainer.global_step
+        if measurement is None:
+            values = {f"{name}-time/skipped": float(self._session.series.skipped)}
+            self._publish(trainer, values)
+            for each in trainer.loggers if trainer.is_global_zero else ():
+                each.log_metrics(values, step=step)
+            return
+        values = scalars(measurement, name)
+        # an old value must not pass for one of these weights
+        self._publish(trainer, {**dict.fromkeys(self._published, math.nan), **values})
+        if self.settings.prog_bar:
+            tag = rank_tag(measurement.total, name)
+            trainer.progress_bar_metrics[tag] = float(measurement.total.rank)
+        if trainer.is_global_zero:
+            self.dashboard.write(trainer.loggers, measurement, self.history, step)
+
+    def _publish(self, trainer: Any, values: dict[str, float]) -> None:
+        """Let other callbacks monitor these values."""
+        trainer.callback_metrics.update({k: torch.tensor(v) for k, v in values.items()})
+        self._published.update(values)
+
+    # -- state ---------------------------------------------------------------------------------
+
+    @property
+    def state_key(self) -> str:
+        """Key of this monitor's state in a checkpoint."""
+        return self._generate_state_key(name=self.settings.name)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return history and reference data: builtin types and tensors only."""
+        return self._session.series.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up history, reference data and settings of the run that is resumed."""
+        changed = self._session.series.load_state_dict(state_dict)
+        if changed:
+            self._session.failures.warn_once(
+                "all ranks of a run mean the same, so the resumed one goes on with "
+                + ", ".join(changed)
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what belongs to this process."""
+        return {**vars(self), "_run": None}

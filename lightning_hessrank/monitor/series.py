@@ -1,0 +1,86 @@
+"""The measurements of one run: what they mean is settled once, and a checkpoint keeps it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning_hessrank.monitor.clock import Clock
+from lightning_hessrank.monitor.reference import ReferenceData
+from lightning_hessrank.processes import Processes
+from lightning_hessrank.results import Measurement, RankBound
+
+
+class Series:
+    """History of a run, with all that its numbers depend on.
+
+    Args:
+        meaning: arguments that change what a rank means; those of the first run hold on resume.
+    """
+
+    def __init__(self, meaning: dict[str, Any]) -> None:
+        self.meaning = meaning
+        self.history: list[dict[str, Any]] = []
+        self.reference: ReferenceData | None = None
+        self.bound: RankBound | None = None
+        self.bound_sought = False
+        self.skipped = 0
+        """Measurements that the time budget has left out."""
+        self.last_step: int | None = None
+        """At which a measurement was last taken, or tried in vain."""
+        self.verified = False
+        """Whether products have been compared with finite differences, in this process."""
+        self.clock = Clock()
+        self._saved_reference: dict[str, Any] = {}
+
+    def add(self, measurement: Measurement) -> None:
+        """Remember a measurement, and on which data it was taken."""
+        assert self.reference is not None
+        self.history.append({**measurement.record(), "reference": self.reference.fingerprint[:16]})
+
+    def restore_reference(self, processes: Processes) -> None:
+        """Take up the reference data that a checkpoint kept, if it did."""
+        if self.reference is None:
+            self.reference = ReferenceData.load(self._saved_reference, processes)
+
+    def is_on_other_data(self) -> bool:
+        """Whether the reference data are not those that the resumed run was measured on."""
+        saved = self._saved_reference.get("fingerprint")
+        return (
+            saved is not None
+            and self.reference is not None
+            and (self.reference.fingerprint != saved)
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return builtin types and tensors only, as a weights-only load accepts them."""
+        reference = self._saved_reference
+        if self.reference is not None:
+            reference = self.reference.state_dict()
+        return {
+            "meaning": dict(self.meaning),
+            "history": [dict(record) for record in self.history],
+            "reference": reference,
+            "bound": None if self.bound is None else self.bound.to_dict(),
+            "bound_sought": self.bound_sought,
+            "skipped": self.skipped,
+            "clock": self.clock.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> list[str]:
+        """Go on where a checkpoint left off; return which arguments would have changed meaning."""
+        changed = [
+            f"{name}={value!r} instead of {self.meaning[name]!r}"
+            for name, value in state["meaning"].items()
+            if self.meaning.get(name) not in ("auto", value)
+        ]
+        self.meaning = {**self.meaning, **state["meaning"]}
+        self.history[:] = [dict(record) for record in state["history"]]
+        self.last_step = self.history[-1]["step"] if self.history else None
+        self.reference = None
+        self._saved_reference = state["reference"]
+        bound = state["bound"]
+        self.bound = None if bound is None else RankBound.from_dict(bound)
+        self.bound_sought = state["bound_sought"]
+        self.skipped = state["skipped"]
+        self.clock.load_state_dict(state["clock"])
+        return changed
