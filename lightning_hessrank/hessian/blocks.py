@@ -102,7 +102,7 @@ class Block(NamedTuple):
     channels of the columns end where those of the rows do: the rest follows from symmetry."""
 
     def add_to(self, matrix: Tensor, start: Mapping[int, int], weight: float) -> None:
-        """Add to one triangle what :func:`~lightning_hessrank.hessian.operator.symmetrise_` spreads.
+        """Add to one triangle what :func:`..operator.symmetrise_` spreads.
 
         That takes the mean of a matrix and its transpose, so that all but what is between the same
         channels of the same layer is added twice.

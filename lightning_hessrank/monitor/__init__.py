@@ -1,0 +1,1 @@
+"""The callback, and the run that it measures."""

@@ -1,0 +1,1 @@
+"""How a network is seen: its layers as Toeplitz maps, its losses, its batches."""
