@@ -24,7 +24,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 #: Relative size of the gradient along a shift of all channels that passes for zero.
 SHIFT_TOLERANCE = 1e-10
 
-LossFunction = Callable[[Any, Any], Any]
+LossCallable = Callable[[Any, Any], Any]
 """``loss_fn(outputs, targets)``."""
 
 Takes = Literal["pair", "mean, target, variance", "outputs", "outputs, target", "output, targets"]
@@ -38,6 +38,23 @@ _CALLS: dict[Takes, Callable[[Any, Any], tuple[Any, ...]]] = {
 
 
 @dataclass(frozen=True)
+class Network:
+    """A network as a function of its inputs, with the parameters that it uses inside.
+
+    Nothing is assumed about how the function is written: it may run a whole ``training_step``. Its
+    linear operations are seen while it runs.
+    """
+
+    forward: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]
+    """Takes tensors like ``inputs`` (any number of samples) and returns the outputs that enter the
+    loss function, samples first or flattened into the first dimension."""
+    inputs: tuple[Tensor, ...]
+    """Floating tensors, samples in the first dimension. The outputs may ignore some of them."""
+    parameters: Mapping[str, Tensor]
+    """Trainable parameters by qualified name, as ``forward`` uses them."""
+
+
+@dataclass(frozen=True)
 class LossKind:
     """What a bound needs to know of the loss: which changes of the output it cannot see."""
 
@@ -46,6 +63,8 @@ class LossKind:
     """Output dimension along which a common shift leaves the loss unchanged (softmax)."""
     identity_curvature: bool = False
     """Whether the Hessian of the loss in the output is a multiple of the identity (MSE)."""
+    takes_log_softmax: bool = False
+    """Whether behind a ``log_softmax`` it sees only differences of what that sees."""
 
     def effective_outputs(self, output: Tensor, num_samples: int) -> int:
         """Number ``K'`` of directions per sample, in output space, that the loss can see."""
@@ -82,7 +101,12 @@ class Loss:
     @property
     def kind(self) -> LossKind:
         """What a bound needs to know of it."""
-        return LossKind(self.name, 1 if self.has_softmax else None, self.identity_curvature)
+        return LossKind(
+            self.name,
+            1 if self.has_softmax else None,
+            self.identity_curvature,
+            self.takes_log_softmax or self.has_softmax,
+        )
 
     def class_dim(self, output: Tensor) -> int | None:
         """Dimension of an output along which the loss sees only differences, by itself."""
@@ -179,7 +203,7 @@ for _function, _module, _facts in (
     ),
     (F.ctc_loss, "CTCLoss", {"takes": "output, targets"}),
 ):
-    add_loss(_function, module=_module, **_facts)  # type: ignore[arg-type]
+    add_loss(_function, module=_module, **_facts)
 
 
 def names() -> list[str]:
@@ -193,7 +217,9 @@ def find_loss(loss: object) -> Loss | None:
         return _BY_NAME.get(loss)
     kind = loss if inspect.isclass(loss) else type(loss)
     if issubclass(kind, nn.Module):
-        return next((_BY_MODULE[c.__name__] for c in kind.__mro__ if c.__name__ in _BY_MODULE), None)
+        return next(
+            (_BY_MODULE[c.__name__] for c in kind.__mro__ if c.__name__ in _BY_MODULE), None
+        )
     return TABLE.get(loss) if callable(loss) else None
 
 
@@ -223,7 +249,7 @@ def loss_kind(loss: object) -> LossKind:
     return loss if isinstance(loss, LossKind) else known_loss(loss).kind
 
 
-def loss_function(loss: object) -> LossFunction:
+def loss_function(loss: object) -> LossCallable:
     """Return a loss as ``loss_fn(outputs, targets)``.
 
     Args:

@@ -6,7 +6,16 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev
 
+from lightning_hessrank.bounding import network_of
+from lightning_hessrank.network.losses import Network
 from lightning_hessrank.tolerance import machine_rtol, numerical_rank
+
+
+def module_network(module: nn.Module, example: Tensor) -> Network:
+    """See a module, as it is, as a function of its inputs."""
+    parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    return network_of(lambda batch: (module(batch),), example, len(example), parameters)
+
 
 LOSSES = {"mse": nn.functional.mse_loss, "cross_entropy": nn.functional.cross_entropy}
 

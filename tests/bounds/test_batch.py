@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev
 from torch.nn import functional
 
-from lightning_hessrank.bounds import batch_bound
+from lightning_hessrank.api import batch_bound
 from lightning_hessrank.results import BoundNotAvailableError
 from tests.bounds.helpers import symmetric_rank
 

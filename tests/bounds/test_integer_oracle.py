@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_hessrank.bounds import rank_bound
+from lightning_hessrank.api import rank_bound
 from tests.bounds.architectures import random_case
 from tests.bounds.helpers import curvature_parts
 

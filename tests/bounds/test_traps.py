@@ -12,13 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations, parametrize, prune
 
-from lightning_hessrank.bounds import batch_bound, rank_bound
-from lightning_hessrank.bounds.api import module_network
+from lightning_hessrank.api import batch_bound, rank_bound
 from lightning_hessrank.bounds.inputs import matrix_rank
 from lightning_hessrank.bounds.linear import linear_bound
-from lightning_hessrank.network.losses import MSE, Network, loss_kind
+from lightning_hessrank.network.losses import Network, loss_kind
 from lightning_hessrank.results import BoundNotAvailableError
-from tests.bounds.helpers import exact_ranks
+from tests.bounds.helpers import exact_ranks, module_network
 from tests.bounds.test_batch import exact_rank
 
 
@@ -52,6 +51,9 @@ def test_a_spectrum_without_a_gap_counts_in_full() -> None:
     assert matrix_rank(decaying) == 20
     clear = left * torch.tensor([1.0] * 7 + [0.0] * 13) @ right
     assert matrix_rank(clear) == 7
+
+
+MSE = loss_kind("mse")
 
 
 class Clamped(nn.Module):
@@ -180,7 +182,7 @@ def test_arguments_that_make_no_sense() -> None:
         with pytest.raises(TypeError) as caught:
             rank_bound(model, torch.zeros(1, 2), input_rank=wrong)
         assert str(caught.value) == f"input_rank must be a whole number, got {wrong}"
-    with pytest.raises(ValueError, match=r"^data has a batch without samples; leave empty batches"):
+    with pytest.raises(ValueError, match=r"^the reference batch is empty; pass data=... with at"):
         batch_bound(model, functional.mse_loss, (torch.zeros(0, 2), torch.zeros(0, 1)))
 
 
