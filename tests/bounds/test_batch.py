@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from lightning_hessrank.api import batch_bound
 from lightning_hessrank.results import BoundNotAvailableError
-from tests.bounds.helpers import symmetric_rank
+from tests.oracles import symmetric_rank
 
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU, "linear": nn.Identity}
 

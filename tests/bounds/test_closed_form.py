@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_hessrank.api import rank_bound
 from lightning_hessrank.results import BoundNotAvailableError, RankBound
-from tests.bounds.helpers import exact_ranks, inputs_of_rank
+from tests.oracles import exact_ranks, inputs_of_rank
 
 
 def chain(*widths: int, bias: bool = False) -> nn.Sequential:
