@@ -15,7 +15,8 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 
 from lightning_hessrank.bounds.batch import live_batch_bound
 from lightning_hessrank.bounds.linear import LinearKind, linear_bound
-from lightning_hessrank.network.losses import Network, loss_kind
+from lightning_hessrank.network.function import Network
+from lightning_hessrank.network.losses import loss_kind
 from lightning_hessrank.results import RankBound
 
 

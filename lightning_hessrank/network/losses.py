@@ -1,8 +1,8 @@
-"""What a bound is given: a network as a function, and what its loss does with the output."""
+"""What a loss does with the output of a network."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,23 +10,6 @@ from torch import Tensor, nn
 
 #: Relative size of the gradient along a shift of all channels that passes for zero.
 SHIFT_TOLERANCE = 1e-10
-
-
-@dataclass(frozen=True)
-class Network:
-    """A network as a function of its inputs, with the parameters that it uses inside.
-
-    Nothing is assumed about how the function is written: it may run a whole ``training_step``. Its
-    linear operations are seen while it runs.
-    """
-
-    forward: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]
-    """Takes tensors like ``inputs`` (any number of samples) and returns the outputs that enter the
-    loss function, samples first or flattened into the first dimension."""
-    inputs: tuple[Tensor, ...]
-    """Floating tensors, samples in the first dimension. The outputs may ignore some of them."""
-    parameters: Mapping[str, Tensor]
-    """Trainable parameters by qualified name, as ``forward`` uses them."""
 
 
 @dataclass(frozen=True)

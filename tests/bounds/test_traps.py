@@ -16,7 +16,8 @@ from lightning_hessrank.bounds import batch_bound, rank_bound
 from lightning_hessrank.bounds.api import module_network
 from lightning_hessrank.bounds.inputs import matrix_rank
 from lightning_hessrank.bounds.linear import linear_bound
-from lightning_hessrank.network.losses import MSE, Network, loss_kind
+from lightning_hessrank.network.function import Network
+from lightning_hessrank.network.losses import MSE, loss_kind
 from lightning_hessrank.results import BoundNotAvailableError
 from tests.bounds.helpers import exact_ranks
 from tests.bounds.test_batch import exact_rank
