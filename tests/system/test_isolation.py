@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from lightning_hessrank import HessianRankMonitor
 from lightning_hessrank.monitor import reference
 from lightning_hessrank.monitor import run as session
-from lightning_hessrank.subject import trainer_view
+from lightning_hessrank.subject import isolated, trainer_view
 from tests.training import (
     NAMESPACES,
     QUIET,
