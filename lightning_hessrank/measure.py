@@ -113,7 +113,9 @@ def measure(
             )
 
         if method == "dense" and processes.count == 1:
-            parts = dense_parts(curvature, rtol=rtol, memory_limit=memory, progress=progress)
+            parts = dense_parts(
+                curvature.operators(), rtol=rtol, memory_limit=memory, progress=progress
+            )
         else:
             seen = PARTS if known else PARTS[:1]
             parts = {p: rank(curvature.operator(p), p, limits[p]) for p in seen}

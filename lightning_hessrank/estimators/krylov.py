@@ -7,8 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_hessrank.hessian import SymmetricOperator
-from lightning_hessrank.hessian.operator import product_blocks
+from lightning_hessrank.hessian.operator import SymmetricOperator, product_blocks
 
 
 class Ritz(NamedTuple):

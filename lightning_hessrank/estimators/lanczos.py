@@ -19,8 +19,8 @@ from torch import Tensor
 
 from lightning_hessrank.estimators.krylov import BlockKrylov, Ritz
 from lightning_hessrank.estimators.probes import GaussianProbes
-from lightning_hessrank.hessian import Progress, SymmetricOperator
 from lightning_hessrank.hessian.memory import memory_limit as default_memory_limit
+from lightning_hessrank.hessian.operator import Progress, SymmetricOperator
 from lightning_hessrank.results import Part, RankEstimate
 from lightning_hessrank.tolerance import COUNT_TOLERANCES, check_rtol
 

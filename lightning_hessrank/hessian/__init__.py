@@ -1,6 +1,5 @@
 """Products with the loss Hessian, its outer-product and its functional part."""
 
-from lightning_hessrank.hessian.curvature import LossCurvature, OutputsUnknownError
 from lightning_hessrank.hessian.function import Evaluation, LossFunction, LossTerm
 from lightning_hessrank.hessian.operator import (
     DenseOperator,
@@ -9,6 +8,7 @@ from lightning_hessrank.hessian.operator import (
     ReducedOperator,
     SymmetricOperator,
 )
+from lightning_hessrank.hessian.parts import LossCurvature, OutputsUnknownError
 
 __all__ = [
     "DenseOperator",
