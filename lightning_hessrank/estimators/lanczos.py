@@ -133,7 +133,7 @@ def basis_size(
         MemoryError: fewer than four blocks of probes fit.
     """
     limit = default_memory_limit(operator.device) if memory_limit is None else memory_limit
-    each = operator.dim * operator.dtype.itemsize
+    each = 8 * operator.dim  # a float64 basis, whatever the products are
     fits = limit // each - 4 * num_probes  # the newest block and what is made of it
     if fits < min(4 * num_probes, operator.dim):
         raise MemoryError(
