@@ -12,8 +12,8 @@ import torch
 from lightning_hessrank.estimators.dense import dense_bytes, dense_rank
 from lightning_hessrank.estimators.lanczos import DEFAULT_PRODUCTS, lanczos_rank
 from lightning_hessrank.estimators.sketch import CORE_RTOL, sketch_rank
-from lightning_hessrank.hessian import Progress, SymmetricOperator
 from lightning_hessrank.hessian.memory import memory_limit as default_memory_limit
+from lightning_hessrank.hessian.operator import Progress, SymmetricOperator
 from lightning_hessrank.results import Method, Part, RankEstimate
 
 #: Exact methods are preferred while they are expected to take no longer than this, in seconds.

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from lightning_hessrank.hessian import LossCurvature, Progress, SymmetricOperator
 from lightning_hessrank.hessian.memory import memory_limit as default_memory_limit
-from lightning_hessrank.hessian.operator import multiply_in_blocks
-from lightning_hessrank.hessian.root import agrees, random_vectors
+from lightning_hessrank.hessian.operator import (
+    Progress,
+    SymmetricOperator,
+    agrees,
+    multiply_in_blocks,
+    random_vectors,
+)
 from lightning_hessrank.results import PARTS, Part, RankEstimate
 from lightning_hessrank.tolerance import COUNT_TOLERANCES, machine_rtol, numerical_rank
 
@@ -55,7 +60,7 @@ def dense_rank(
 
 
 def dense_parts(
-    curvature: LossCurvature,
+    operators: Mapping[Part, SymmetricOperator],
     *,
     rtol: float | None = None,
     memory_limit: int | None = None,
@@ -65,11 +70,10 @@ def dense_parts(
 
     Costs less than three times :func:`dense_rank`: the Hessian is the sum of its parts, unless its
     products say otherwise (a penalty on the weights is in neither part), and the eigenvalues of the
-    outer part are those of a Gram matrix (see :mod:`lightning_hessrank.hessian.factor`) where
-    that is smaller.
+    outer part are those of a smaller matrix where it has one.
 
     Args:
-        curvature: of the loss.
+        operators: of the Hessian (``"total"``) alone, or of it and both of its parts.
         rtol: relative cut-off in ``[0, 1)``; ``None``: ``p * eps``.
         memory_limit: bytes; ``None``: half of what is free.
         progress: called between blocks of products, of all parts together.
@@ -78,37 +82,38 @@ def dense_parts(
         NonFiniteError: a part has nan or inf.
         MemoryError: the matrices do not fit into memory.
     """
-    if not curvature.outputs_known:
-        operator = curvature.operator()
-        estimate = dense_rank(operator, rtol=rtol, memory_limit=memory_limit, progress=progress)
+    whole = operators["total"]
+    if len(operators) < len(PARTS):
+        estimate = dense_rank(whole, rtol=rtol, memory_limit=memory_limit, progress=progress)
         return {"total": estimate}
-    check_memory(curvature.operator(), memory_limit)
+    check_memory(whole, memory_limit)
     clock, estimates = _Clock(), {}
 
     def measure(part: Part, matrix: Tensor) -> RankEstimate:
-        eigenvalues = pad_with_zeros(symmetric_eigenvalues(matrix), curvature.num_parameters)
+        eigenvalues = pad_with_zeros(symmetric_eigenvalues(matrix), whole.dim)
         return spectrum_estimate(
             eigenvalues,
-            rtol=machine_rtol(len(eigenvalues), curvature.dtype) if rtol is None else rtol,
+            rtol=machine_rtol(whole.dim, whole.dtype) if rtol is None else rtol,
             part=part,
             num_products=len(matrix),
             seconds=clock.lap(),
         )
 
-    operators = {part: curvature.operator(part) for part in PARTS}
-    functional = operators["functional"].to_dense(_half(progress, 0))
-    operators["functional"].check_finite(functional)
+    def build(part: Part, half: int) -> Tensor:
+        matrix = operators[part].to_dense(_half(progress, half))
+        operators[part].check_finite(matrix)
+        return matrix
+
+    functional = build("functional", 0)
     estimates["functional"] = measure("functional", functional)
-    outer = operators["outer"].to_dense(_half(progress, 1))
-    operators["outer"].check_finite(outer)
+    outer = build("outer", 1)
     smaller = operators["outer"].smaller_matrix(than=int(outer.any(dim=1).sum()))
     estimates["outer"] = measure("outer", outer if smaller is None else smaller)
     total = functional.add_(outer)
     vectors = random_vectors(len(total), total)
-    if not agrees(total @ vectors, multiply_in_blocks(operators["total"], vectors)):
+    if not agrees(total @ vectors, multiply_in_blocks(whole, vectors)):
         del functional, outer, smaller, total
-        total = operators["total"].to_dense(_half(progress, 2))
-        operators["total"].check_finite(total)
+        total = build("total", 2)
     estimates["total"] = measure("total", total)
     return {part: estimates[part] for part in PARTS}
 

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from lightning_hessrank.estimators.krylov import BlockKrylov, Ritz
 from lightning_hessrank.estimators.probes import GaussianProbes
-from lightning_hessrank.hessian import Progress, SymmetricOperator
 from lightning_hessrank.hessian.memory import memory_limit as default_memory_limit
+from lightning_hessrank.hessian.operator import Progress, SymmetricOperator
 from lightning_hessrank.results import Part, RankEstimate
 from lightning_hessrank.tolerance import COUNT_TOLERANCES, check_rtol
 
@@ -133,7 +133,7 @@ def basis_size(
         MemoryError: fewer than four blocks of probes fit.
     """
     limit = default_memory_limit(operator.device) if memory_limit is None else memory_limit
-    each = operator.dim * operator.dtype.itemsize
+    each = 8 * operator.dim  # a float64 basis, whatever the products are
     fits = limit // each - 4 * num_probes  # the newest block and what is made of it
     if fits < min(4 * num_probes, operator.dim):
         raise MemoryError(

@@ -127,6 +127,17 @@ class LayerRecorder(OrderedMode):
     def _key(self, x: Tensor) -> int:
         return self._aliases[id(x)][1] if id(x) in self._aliases else id(x)
 
+    def has_all_uses_of(self, names: Collection[str], wanted: Collection[int]) -> bool:
+        """Whether parameters are used as weights and biases of layers only, and none as a view.
+
+        Args:
+            names: of the parameters.
+            wanted: their ids.
+        """
+        uses = [use for use in self.uses if use.names & set(names)]
+        seen = frozenset[str]().union(*(use.names for use in uses))
+        return all(use.owns(wanted) for use in uses) and set(names) <= seen
+
     def finish(self) -> list[RecordedUse]:
         """The uses, with what followed them."""
         for use in self.uses:

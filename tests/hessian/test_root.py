@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from lightning_hessrank.estimators import choose_method, dense_parts, dense_rank, sketch_rank
 from lightning_hessrank.hessian import DenseOperator, LossCurvature
-from lightning_hessrank.hessian.curvature import LossCurvature as Curvature
+from lightning_hessrank.hessian.operator import agrees, random_vectors
 from lightning_hessrank.hessian.parts import PartOperator
-from lightning_hessrank.hessian.root import agrees, random_vectors
 from lightning_hessrank.tolerance import machine_rtol
 from tests.networks import Problem
+
+DENSE = "lightning_hessrank.hessian.dense"
 
 
 @pytest.mark.parametrize("size", [300, 2000])
@@ -55,11 +56,11 @@ class OneAtATime(PartOperator):
 
 def test_pairs_of_products_shrink_where_memory_runs_out(monkeypatch) -> None:
     problem = Problem("linear", sizes=(30,))
-    expected = dense_parts(LossCurvature(problem.function()))
-    monkeypatch.setattr("lightning_hessrank.hessian.curvature.PartOperator", OneAtATime)
+    expected = dense_parts(LossCurvature(problem.function()).operators())
+    monkeypatch.setattr("lightning_hessrank.hessian.parts.PartOperator", OneAtATime)
     curvature = LossCurvature(problem.function())
     assert isinstance(curvature.operator(), OneAtATime)
-    found = dense_parts(curvature)
+    found = dense_parts(curvature.operators())
     assert {p: e.rank for p, e in found.items()} == {p: e.rank for p, e in expected.items()}
 
 
@@ -102,13 +103,13 @@ def test_cost_of_a_dense_matrix_says_which_way_it_takes(monkeypatch) -> None:
     problem = Problem("mlp", sizes=(12,))  # 53 parameters: three outputs, five inputs of the head
     operator = LossCurvature(problem.function()).operator()
     assert operator.dense_cost() == (3 + 5) / 4 + 53 / 8
-    monkeypatch.setattr(Curvature, "_sample", lambda *_: (None, frozenset()))
+    monkeypatch.setattr(f"{DENSE}.sample", lambda *_: (None, frozenset()))
     assert operator.dense_cost() == 53 / 2
 
     def no_memory(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(Curvature, "_sample", no_memory)
+    monkeypatch.setattr(f"{DENSE}.sample", no_memory)
     assert operator.dense_cost() == 53 / 2
 
 
@@ -117,7 +118,8 @@ def test_progress_of_a_rebuilt_total_does_not_go_back() -> None:
     plain = problem.loss
     problem.loss = lambda f, y: plain(f, y) + sum((p**2).sum() for p in problem.parameters.values())
     calls: list[tuple[int, int]] = []
-    estimates = dense_parts(LossCurvature(problem.function()), progress=lambda *x: calls.append(x))
+    operators = LossCurvature(problem.function()).operators()
+    estimates = dense_parts(operators, progress=lambda *x: calls.append(x))
     assert estimates["total"].rank == 53
     assert calls == sorted(calls)
     assert calls[-1] == (106, 106)
