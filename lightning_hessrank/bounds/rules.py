@@ -128,7 +128,11 @@ def surrogate_of(call: Call) -> Any:
     problem = next((a.problem for a in call.activations if a.problem), None)
     computed = next((w for w in call.weights if w.computed_by), None)
     if problem is None and computed is not None and call.name not in ops.LOSSES:
-        problem = _not_free(computed)
+        problem = (
+            f"layer '{layer_name(min(computed.names))}': its weight is computed from parameters "
+            f"({computed.computed_by}), so that random weights do not stand for all that it can "
+            "have"
+        )
     result = _ruled(call) if problem is None else call.run_as(Activation(None, problem=problem))
     if ops.is_in_place(call.func) or call.kwargs.get("inplace"):
         # Views of the argument change as well, and their tags are not followed.
@@ -142,13 +146,6 @@ def _ruled(call: Call) -> Any:
     if layer is not None and is_weight(layer.weight) and not is_weight(layer.input):
         return _layer(call, layer)
     return _RULES.get(call.name, _general)(call)
-
-
-def _not_free(weight: Weight) -> str:
-    return (
-        f"layer '{layer_name(min(weight.names))}': its weight is computed from parameters "
-        f"({weight.computed_by}), so that random weights do not stand for all that it can have"
-    )
 
 
 def _layer(call: Call, layer: Layer) -> Any:
@@ -183,9 +180,11 @@ def _product(call: Call) -> Any:
     return call.run_as(call.problem(ops.PRODUCTS[call.name]))
 
 
-@rule(*ops.CASTS)
+@rule(*ops.CASTS, "to")
 def _cast(call: Call) -> Any:
-    return call.identity()
+    """The surrogate stays in its own precision."""
+    result = call.plain()
+    return result if _is_constant(result) else call.identity()
 
 
 @rule("detach")
@@ -286,12 +285,6 @@ def _reshape(call: Call) -> Any:
         positions = x[0, 0].numel() if flattened else 1
         tag = replace(tag, positions=positions, token=object(), softmax_dim=None)
     return call.tag(result, tag)
-
-
-@rule("to")
-def _to(call: Call) -> Any:
-    result = call.plain()
-    return result if _is_constant(result) else call.identity()
 
 
 def _general(call: Call) -> Any:
