@@ -5,11 +5,7 @@ an operation is known in three places, and the class and the mode that makes its
 other. (b) Functions, registered by the names of operations, that get a :class:`Call`: its arguments
 and the run that it is part of. (b) is used: an operation is one decorated function, also from
 elsewhere; it returns what the network gets in the place of the call's result, tagged with what is
-known of it::
-
-    @rule("roll_channels")
-    def roll(call: Call) -> Any:
-        return call.run_as(Activation(None))  # linear, whatever its name
+known of it.
 
 Layers have no rule: :func:`~lightning_hessrank.network.layers.reads` tells of them. What has none
 either is tried out: if it is not affine in its activations, there is no surrogate.
@@ -128,7 +124,11 @@ def surrogate_of(call: Call) -> Any:
     problem = next((a.problem for a in call.activations if a.problem), None)
     computed = next((w for w in call.weights if w.computed_by), None)
     if problem is None and computed is not None and call.name not in ops.LOSSES:
-        problem = _not_free(computed)
+        problem = (
+            f"layer '{layer_name(min(computed.names))}': its weight is computed from parameters "
+            f"({computed.computed_by}), so that random weights do not stand for all that it can "
+            "have"
+        )
     result = _ruled(call) if problem is None else call.run_as(Activation(None, problem=problem))
     if ops.is_in_place(call.func) or call.kwargs.get("inplace"):
         # Views of the argument change as well, and their tags are not followed.
@@ -142,13 +142,6 @@ def _ruled(call: Call) -> Any:
     if layer is not None and is_weight(layer.weight) and not is_weight(layer.input):
         return _layer(call, layer)
     return _RULES.get(call.name, _general)(call)
-
-
-def _not_free(weight: Weight) -> str:
-    return (
-        f"layer '{layer_name(min(weight.names))}': its weight is computed from parameters "
-        f"({weight.computed_by}), so that random weights do not stand for all that it can have"
-    )
 
 
 def _layer(call: Call, layer: Layer) -> Any:
@@ -183,9 +176,11 @@ def _product(call: Call) -> Any:
     return call.run_as(call.problem(ops.PRODUCTS[call.name]))
 
 
-@rule(*ops.CASTS)
+@rule(*ops.CASTS, "to")
 def _cast(call: Call) -> Any:
-    return call.identity()
+    """The surrogate stays in its own precision."""
+    result = call.plain()
+    return result if _is_constant(result) else call.identity()
 
 
 @rule("detach")
@@ -288,12 +283,6 @@ def _reshape(call: Call) -> Any:
     return call.tag(result, tag)
 
 
-@rule("to")
-def _to(call: Call) -> Any:
-    result = call.plain()
-    return result if _is_constant(result) else call.identity()
-
-
 def _general(call: Call) -> Any:
     """A call of which nothing is known: affine in its activations, or not."""
     result = call.plain()
@@ -321,28 +310,22 @@ def _is_constant(result: Any) -> bool:
 def _is_affine(call: Call) -> bool:
     """Test a call with random tensors in the place of its activations."""
     generator = torch.Generator().manual_seed(0)
+    leaves = {id(x): x for x in tree_leaves((call.args, call.kwargs)) if call.run.is_activation(x)}
 
-    def substitute(make: Callable[[Tensor], Tensor]) -> Tensor:
-        def change(x: Any) -> Any:
-            return make(x) if isinstance(call.run.tag_of(x), Activation) else x
+    def draw() -> dict[int, Tensor]:
+        return {
+            i: torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
+            for i, x in leaves.items()
+        }
 
+    def at(values: dict[int, Tensor]) -> Tensor:
+        args, kwargs = tree_map(lambda x: values.get(id(x), x), (call.args, call.kwargs))
         with torch.no_grad():
-            args, kwargs = tree_map(change, (call.args, call.kwargs))
             results = tree_leaves(call.func(*args, **kwargs))
-        parts = [x.flatten() for x in results if isinstance(x, Tensor)]
-        return torch.cat([x for x in parts if x.is_floating_point()] or [torch.zeros(0)])
+        floats = [x for x in results if isinstance(x, Tensor) and x.is_floating_point()]
+        return torch.cat([x.flatten() for x in floats] or [torch.zeros(0)])
 
-    def draw(x: Tensor) -> Tensor:
-        return torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
-
-    pairs: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def pair(x: Tensor) -> tuple[Tensor, Tensor]:
-        return pairs.setdefault(id(x), (draw(x), draw(x)))
-
-    one, two = substitute(lambda x: pair(x)[0]), substitute(lambda x: pair(x)[1])
-    both = substitute(lambda x: pair(x)[0] + pair(x)[1])
-    none = substitute(torch.zeros_like)
-    return one.shape == both.shape and bool(
-        torch.allclose(one + two, both + none, rtol=1e-8, atol=1e-8)
-    )
+    x, y = draw(), draw()
+    one, two, both = at(x), at(y), at({i: x[i] + y[i] for i in leaves})
+    none = at({i: torch.zeros_like(v) for i, v in leaves.items()})
+    return one.shape == both.shape and torch.allclose(one + two, both + none, rtol=1e-8, atol=1e-8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from lightning_hessrank.network.modes import OrderedMode, Place
 from lightning_hessrank.results import BoundNotAvailableError
 
 
+@dataclass(frozen=True, eq=False)
 class Surrogate:
     """The linear surrogate of a network as a function of inputs and weights.
 
@@ -25,13 +27,8 @@ class Surrogate:
     normalisations their affine part. What is left must be multilinear in the inputs and layers.
     """
 
-    def __init__(
-        self,
-        forward: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]],
-        parameters: Mapping[str, Tensor],
-    ) -> None:
-        self.forward = forward
-        self.parameters = parameters
+    forward: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]
+    parameters: Mapping[str, Tensor]
 
     def run(self, inputs: Sequence[Tensor], weights: Weights) -> Trace:
         """Run the network's code on ``inputs`` with ``weights`` in the place of its parameters.

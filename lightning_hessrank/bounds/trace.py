@@ -180,3 +180,7 @@ class Run:
     def is_weight(self, value: object) -> bool:
         """Whether a value depends on parameters and not on inputs."""
         return isinstance(self.tag_of(value), Weight)
+
+    def is_activation(self, value: object) -> bool:
+        """Whether a value depends on inputs."""
+        return isinstance(self.tag_of(value), Activation)

@@ -33,7 +33,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -233,41 +233,26 @@ def read_layer(
     return None if reader is None else reader(LayerCall(func, args, kwargs, is_weight))
 
 
-class Channels(TypedDict):
-    """Arguments of :class:`Layer` that tell where channels are."""
+def channels(a: Tensor, dim: int) -> dict[str, Any]:
+    """Arguments of :class:`Layer` where channels are in dimension ``dim < 0`` of input and output.
 
-    channels_first: Arrange
-    channels_back: Arrange
-    has_samples: bool
-
-
-def channels(a: Tensor, dim: int) -> Channels:
-    """Describe channels in dimension ``dim`` (negative) of input and output, behind samples."""
+    Before them come the samples, or nothing.
+    """
     there, back = (lambda x: x.movedim(dim, 1)), (lambda x: x.movedim(1, dim))
     if a.ndim == -dim:
         there, back = (lambda x: x[None]), (lambda x: x[0])
     elif a.ndim == 1 - dim:
         there = back = lambda x: x
-    return Channels(channels_first=there, channels_back=back, has_samples=a.ndim != -dim)
+    return {"channels_first": there, "channels_back": back, "has_samples": a.ndim != -dim}
 
 
 @reads("linear")
 def _linear(call: LayerCall) -> Layer | None:
     given = call.bind("input", "weight", "bias")
-    a, weight = given["input"], given["weight"]
-    if weight.ndim != 2:
+    if given["weight"].ndim != 2:
         return None
-    m, c = weight.shape
-    plain = a.ndim > 1 and is_plain(a) and is_plain(weight)
-    return Layer(
-        a,
-        weight,
-        given.get("bias"),
-        call.func,
-        Slices(1, m, c, 1),
-        **channels(a, -1),
-        geometry=Geometry.pointwise(a.shape[1:-1].numel()) if plain else None,
-    )
+    layer = _pointwise(given["input"], given["weight"], call.func, -1)
+    return replace(layer, bias=given.get("bias"))
 
 
 @reads("matmul", "mm", "rmatmul")
@@ -276,14 +261,23 @@ def _matmul(call: LayerCall) -> Layer | None:
         return None
     left, right = call.args[::-1] if name_of(call.func) == "rmatmul" else call.args
     if call.is_weight(right) and right.ndim == 2:
-        (c, m), to, back = right.shape, lambda w: w.T[None, :, :, None], lambda w: w[0, :, :, 0].T
-        slices = Slices(1, m, c, 1)
-        return Layer(left, right, None, torch.matmul, slices, to, back, **channels(left, -1))
+        flipped = _pointwise(left, right.T, torch.matmul, -1)
+        to, back = (lambda w: w.T[None, :, :, None]), (lambda w: w[0, :, :, 0].T)
+        return replace(flipped, weight=right, to_slices=to, from_slices=back)
     if call.is_weight(left) and left.ndim == 2 and right.ndim >= 2:
-        m, c = left.shape
-        slices = Slices(1, m, c, 1)
-        return Layer(right, left, None, lambda a, w: w @ a, slices, **channels(right, -2))
+        return _pointwise(right, left, lambda a, w: w @ a, -2)
     return None
+
+
+def _pointwise(
+    a: Tensor, weight: Tensor, apply: Callable[[Tensor, Tensor], Tensor], dim: int
+) -> Layer:
+    """A weight of shape ``(m, c)`` that acts along one dimension of the input."""
+    m, c = weight.shape
+    layer = Layer(a, weight, None, apply, Slices(1, m, c, 1), **channels(a, dim))
+    if not (layer.has_samples and is_plain(a) and is_plain(weight)):
+        return layer
+    return replace(layer, geometry=Geometry.pointwise(a.shape[1:].numel() // max(c, 1)))
 
 
 @reads("addmm")
@@ -299,45 +293,32 @@ def _addmm(call: LayerCall) -> Layer | None:
     return replace(layer, bias=bias) if is_bias else None
 
 
-@reads("conv1d", "conv2d", "conv3d")
-def _conv(call: LayerCall) -> Layer | None:
-    given = call.bind("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-    a, weight, bias, groups = _convolution(given)
-    kernel = weight.shape[2:]
-    slices = Slices(groups, len(weight) // groups, weight.shape[1], kernel.numel())
-    return Layer(
-        a,
-        weight,
-        bias,
-        lambda a, w: call.func(a, w, **given),
-        slices,
-        lambda w: w.reshape(slices),
-        lambda w: w.reshape(groups * w.shape[1], w.shape[2], *kernel),
-        **channels(a, 1 - weight.ndim),
-        geometry=convolution_geometry(a, weight, **given),
-    )
-
-
-@reads("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
-def _conv_transpose(call: LayerCall) -> Layer | None:
-    options = ("stride", "padding", "output_padding", "groups", "dilation")
-    given = call.bind("input", "weight", "bias", *options)
-    a, weight, bias, groups = _convolution(given)
-    kernel = weight.shape[2:]
-    m, c, k = weight.shape[1], len(weight) // groups, kernel.numel()
-    return Layer(
-        a,
-        weight,
-        bias,
-        lambda a, w: call.func(a, w, **given),
-        Slices(groups, m, c, k),
-        lambda w: w.reshape(groups, c, m, k).transpose(1, 2),
-        lambda w: w.transpose(1, 2).reshape(groups * w.shape[2], w.shape[1], *kernel),
-        **channels(a, 1 - weight.ndim),
-    )
-
-
-def _convolution(given: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor | None, int]:
-    """Input, weight, bias and groups of a convolution; the first three are taken out."""
+@reads(*(f"conv{transpose}{n}d" for n in (1, 2, 3) for transpose in ("", "_transpose")))
+def _convolution(call: LayerCall) -> Layer | None:
+    transposed = "transpose" in name_of(call.func)
+    options = ("padding", "output_padding", "groups", "dilation")
+    names = options if transposed else ("padding", "dilation", "groups")
+    given = call.bind("input", "weight", "bias", "stride", *names)
     a, weight, bias = given.pop("input"), given.pop("weight"), given.pop("bias", None)
-    return a, weight, bias, given.get("groups", 1)
+    groups, kernel = given.get("groups", 1), weight.shape[2:]
+    shape = (groups, len(weight) // groups, weight.shape[1], kernel.numel())
+    c, m = shape[1:3] if transposed else shape[2:0:-1]
+
+    def to_slices(w: Tensor) -> Tensor:
+        return w.reshape(shape).transpose(1, 2) if transposed else w.reshape(shape)
+
+    def from_slices(w: Tensor) -> Tensor:
+        w = w.transpose(1, 2) if transposed else w
+        return w.reshape(groups * w.shape[1], w.shape[2], *kernel)
+
+    return Layer(
+        a,
+        weight,
+        bias,
+        lambda a, w: call.func(a, w, **given),
+        Slices(groups, m, c, kernel.numel()),
+        to_slices,
+        from_slices,
+        **channels(a, 1 - weight.ndim),
+        geometry=None if transposed else convolution_geometry(a, weight, **given),
+    )

@@ -12,6 +12,7 @@ from torch.func import functional_call, grad, jacrev
 from torch.nn import functional
 
 from lightning_hessrank.api import batch_bound
+from lightning_hessrank.results import NonFiniteError
 from tests.oracles import symmetric_rank
 
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU, "linear": nn.Identity}
@@ -224,3 +225,31 @@ def test_errors_say_what_is_wrong() -> None:
         batch_bound(model, functional.mse_loss, 3)
     with pytest.raises(ValueError, match="the network has no trainable parameters, so there is no"):
         batch_bound(model.requires_grad_(False), functional.mse_loss, [])
+
+
+@pytest.mark.parametrize(
+    "where", ["data", "later data", "weight", "loss", "derivative of the loss"]
+)
+def test_what_is_not_finite_is_said_with_its_layer(where: str) -> None:
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2))
+    x, y = torch.randn(3, 4), torch.zeros(3, 2)
+    loss_fn: Callable[..., Tensor] = functional.mse_loss
+    if where == "data":
+        x[1, 2] = torch.nan
+        message = "the input of layer '0' is not finite (1 of 12 values)"
+    elif where == "later data":
+        message = "the input of layer '0' is not finite (4 of 4 values)"
+    elif where == "weight":
+        model[0].weight.data[3] = torch.nan
+        message = "the input of layer '2' is not finite (3 of 15 values)"
+    elif where == "loss":
+        message = "the loss is not finite (nan): look at the data"
+        loss_fn = lambda f, y: functional.mse_loss(f, y) + torch.tensor(torch.nan)  # noqa: E731
+    else:
+        message = "the gradient at the output of layer '2' is not finite (6 of 6 values)"
+        loss_fn = lambda f, y: (f - f.detach()).abs().sqrt().sum()  # noqa: E731
+    data = [(x, y), (torch.full((1, 4), torch.inf), y[:1])] if where == "later data" else (x, y)
+    with pytest.raises(NonFiniteError) as caught:
+        batch_bound(model, loss_fn, data)
+    ending = "" if where == "loss" else ": look at the weights and the data"
+    assert str(caught.value) == message + ending
