@@ -138,6 +138,7 @@ def test_help_teaches(hessrank: Any) -> None:
     assert hessrank("--version").stdout == f"hessrank {lightning_hessrank.__version__}\n"
 
 
+@pytest.mark.slow
 def test_python_dash_m_is_the_same_program() -> None:
     command = [sys.executable, "-m", "lightning_hessrank", "bound", "torch.nn:Linear(2, 1)"]
     done = subprocess.run([*command, "-i", "2"], capture_output=True, text=True, check=True)

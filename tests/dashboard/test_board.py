@@ -411,6 +411,7 @@ def large(step: int = 0) -> Measurement:
     )
 
 
+@pytest.mark.slow
 def test_cost_of_a_measurement(tmp_path: Path) -> None:
     logger, dashboard = TensorBoardLogger(tmp_path), Dashboard()
     measurement = large()
@@ -429,6 +430,7 @@ def test_cost_of_a_measurement(tmp_path: Path) -> None:
     assert min(seconds) < 1.0
 
 
+@pytest.mark.slow
 def test_nothing_drawn_is_kept(tmp_path: Path) -> None:
     logger = TensorBoardLogger(tmp_path)
     write(Dashboard(), [logger], synthetic.run(1))

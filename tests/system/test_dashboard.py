@@ -55,6 +55,7 @@ def _few_workers(recwarn: pytest.WarningsRecorder) -> None:
     """Lightning's advice on workers and batches is not the point here."""
 
 
+@pytest.mark.slow
 def test_a_run_with_two_monitors(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     logger = TensorBoardLogger(tmp_path)
     monitor = HessianRankMonitor(dashboard=Dashboard(histogram=False, hparams=True))

@@ -56,6 +56,7 @@ def findings(out: Path, mode: str) -> list[dict[str, Any]]:
     return [pickle.loads(Path(f"{out}.{mode}.{rank}").read_bytes()) for rank in range(2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["plain", "spawn"])
 def test_rank_is_that_of_the_union(out: Path, mode: str) -> None:
     first, second = findings(out, mode)
@@ -74,6 +75,7 @@ def test_rank_is_that_of_the_union(out: Path, mode: str) -> None:
     assert record["bound"] >= record["rank"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["plain", "spawn"])
 def test_every_process_has_the_same_history(out: Path, mode: str) -> None:
     first, second = findings(out, mode)
@@ -84,6 +86,7 @@ def test_every_process_has_the_same_history(out: Path, mode: str) -> None:
     assert first["metrics"]["hessian/rank"] == second["metrics"]["hessian/rank"]
 
 
+@pytest.mark.slow
 def test_processes_with_different_memory_take_the_same_products(out: Path) -> None:
     first, second = findings(out, "sketch")
     ours, theirs = first["histories"][0], second["histories"][0]
@@ -93,6 +96,7 @@ def test_processes_with_different_memory_take_the_same_products(out: Path) -> No
     assert ours[0]["counts"] == {}  # the second has no room for more
 
 
+@pytest.mark.slow
 def test_an_error_on_one_process_does_not_hang_the_other(out: Path) -> None:
     for found in findings(out, "failing"):
         assert [record["step"] for record in found["histories"][0]] == [0, 6]
@@ -100,12 +104,14 @@ def test_an_error_on_one_process_does_not_hang_the_other(out: Path) -> None:
         assert found["steps"] == 6
 
 
+@pytest.mark.slow
 def test_processes_share_the_decision_of_the_first(out: Path) -> None:
     for found in findings(out, "budget"):
         assert [record["step"] for record in found["histories"][0]] == [0, 1, 2, 3, 4]
         assert found["skipped"] == [0]
 
 
+@pytest.mark.slow
 def test_training_is_bitwise_the_same(out: Path) -> None:
     for rank in range(2):
         with_monitor, without = (
@@ -115,6 +121,7 @@ def test_training_is_bitwise_the_same(out: Path) -> None:
         assert differences(with_monitor, without) == []
 
 
+@pytest.mark.slow
 def test_resume_gives_every_process_its_own_data_back(out: Path) -> None:
     checkpoint = torch.load(f"{out}.plain.ckpt", weights_only=True)
     (state,) = (v for k, v in checkpoint["callbacks"].items() if "HessianRankMonitor" in k)

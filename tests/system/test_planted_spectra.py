@@ -130,6 +130,7 @@ def test_biased_core_is_not_what_counts_where_there_is_no_gap() -> None:
     assert sketch_rank(operator, rtol=1e-3).rank == dense
 
 
+@pytest.mark.slow
 def test_lanczos_estimates_what_its_subspace_cannot_resolve() -> None:
     operator = planted(torch.logspace(0, -6, 600))
     exact = dense_rank(operator).rank_at(1e-3)

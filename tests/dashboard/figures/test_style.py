@@ -34,6 +34,10 @@ EXTREMES: dict[str, Callable[[], RankEstimate]] = {
     "stochastic": synthetic.lanczos,
     "failed": lambda: synthetic.failed().total,
 }
+#: The largest one is slow.
+SMALL_FIRST = [
+    pytest.param(x, marks=pytest.mark.slow) if x == "ten millions" else x for x in EXTREMES
+]
 
 
 def texts(figure: Figure) -> str:
@@ -57,7 +61,7 @@ def decoded(figure: Figure) -> Image.Image:
     return image.convert("RGB")
 
 
-@pytest.mark.parametrize("which", EXTREMES)
+@pytest.mark.parametrize("which", SMALL_FIRST)
 def test_sorted_figure_at_extremes(which: str) -> None:
     estimate = EXTREMES[which]()
     bound = synthetic.bound(max(1, estimate.num_parameters // 2), estimate.num_parameters)
@@ -77,7 +81,7 @@ def test_sorted_figure_at_extremes(which: str) -> None:
         assert f"bound {bound.total:,} (reference line)" in written
 
 
-@pytest.mark.parametrize("which", EXTREMES)
+@pytest.mark.parametrize("which", SMALL_FIRST)
 def test_spectrum_figure_at_extremes(which: str) -> None:
     estimate = EXTREMES[which]()
     if estimate.eigenvalues is None:
@@ -109,6 +113,7 @@ def test_the_sorted_curve_is_the_spectrum() -> None:
     np.testing.assert_allclose(above[:, 1], size[:120] / size[0])
 
 
+@pytest.mark.slow
 def test_a_long_curve_is_thinned_but_not_at_the_cut() -> None:
     estimate = synthetic.huge()
     drawn = np.array(figures.sorted_figure(estimate).axes[0].lines[0].get_xydata())
@@ -192,6 +197,7 @@ def test_history_figure_draws_the_record() -> None:
     assert f"Rank 747 → {history[-1]['rank']} of 1,210 parameters" in texts(figure)
 
 
+@pytest.mark.slow
 def test_history_figure_at_extremes() -> None:
     history = synthetic.run(3)[-1][1]
     gap = [history[0], synthetic.failed(7).record(), history[2]]
@@ -299,6 +305,7 @@ def test_scientific(value: float, text: str) -> None:
     assert style.scientific(value) == text
 
 
+@pytest.mark.slow
 def test_matplotlib_and_the_event_writer_are_imported_only_to_draw_and_write() -> None:
     code = (
         "import sys, torch; import lightning_hessrank.dashboard, lightning_hessrank.results;"
