@@ -13,16 +13,10 @@ from torch.utils.data import TensorDataset
 from lightning_hessrank import HessianRankMonitor
 from lightning_hessrank.monitor import run as session
 from lightning_hessrank.monitor.clock import Clock
+from tests.monitor.fake_time import FakeTime
 from tests.training import QUIET, TRAINS, loader, memory_logger, plain_module
 
 pytestmark = TRAINS
-
-
-class FakeTime:
-    seconds = 0.0
-
-    def __call__(self) -> float:
-        return self.seconds
 
 
 class Tick(pl.Callback):

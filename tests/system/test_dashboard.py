@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_hessrank import HessianRankMonitor
 from lightning_hessrank.dashboard import Dashboard
-from tests.dashboard.figures.test_style import lines
-from tests.dashboard.test_board import PLAIN, layout, read
+from tests.dashboard.figures.drawing import lines
+from tests.dashboard.reading import PLAIN, layout, read
 
 
 class Regression(pl.LightningModule):
