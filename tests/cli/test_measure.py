@@ -84,6 +84,7 @@ def test_table_is_printed(run: list[dict[str, Any]], hessrank: Any) -> None:
     assert "tensorboard --logdir run/hessrank" in lines
 
 
+@pytest.mark.slow
 def test_goes_on_where_it_stopped(
     run: list[dict[str, Any]], hessrank: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,6 +116,7 @@ def test_goes_on_where_it_stopped(
     assert len(rows()) == 3
 
 
+@pytest.mark.slow
 def test_broken_files_are_reported_and_skipped(run: list[dict[str, Any]], hessrank: Any) -> None:
     folder = Path("run/checkpoints")
     whole = (folder / "epoch=1-step=8.ckpt").read_bytes()

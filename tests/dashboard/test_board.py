@@ -52,6 +52,7 @@ def test_everything_is_read_back(tmp_path: Path) -> None:
     assert len(text(events, "hessian-text/batch_bound")) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("element", "gone"),
     [

@@ -38,6 +38,7 @@ def test_sketch_agrees_with_dense_at_machine_precision_or_refuses(name: str, err
 SLOW_DECAY = torch.logspace(0, -8.5, 80, dtype=torch.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_rank", [None, 80, 120])
 @pytest.mark.parametrize("indefinite", [False, True])
 def test_sketch_counts_at_every_tolerance_if_asked(indefinite: bool, max_rank: int | None) -> None:

@@ -110,14 +110,16 @@ ADAPTERS: dict[str, Callable[[str, Path], Outcome]] = {
     "hessrank measure": of_measure,
     "hessrank bound": of_bound,
 }
-#: One row of each kind through the door that takes half a second; the others are slow.
+#: One row of each kind through the doors that take a Trainer's time; the others are slow.
 QUICK = {"plain", "tuple targets", "wrong second derivative"}
 ROWS = [
     pytest.param(
         door,
         name,
         id=f"{name}-{door}",
-        marks=[pytest.mark.slow] if door == "hessrank measure" and name not in QUICK else [],
+        marks=[pytest.mark.slow]
+        if door in ("hessrank measure", "monitor") and name not in QUICK
+        else [],
     )
     for name, row in CONDITIONS.items()
     for door in ADAPTERS

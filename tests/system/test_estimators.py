@@ -93,6 +93,7 @@ def test_lanczos_agrees_with_dense(build, steps: int, part: str) -> None:
         assert estimate.num_products < operator.dim
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["total", "outer", "functional"])
 def test_sketch_agrees_with_dense_where_the_network_is_linear(part: str) -> None:
     operator = curvature(linear, 0).operator(part)

@@ -98,7 +98,7 @@ def generators(train: DataLoader[Any]) -> list[torch.Generator]:
     return [train.generator] if train.generator is not None else []
 
 
-@pytest.mark.parametrize("setup", first(3, SETUPS.values()), ids=SETUPS.keys())
+@pytest.mark.parametrize("setup", first(1, SETUPS.values()), ids=SETUPS.keys())
 @pytest.mark.parametrize("mode", ["eval", "train"])
 def test_training_is_bitwise_the_same(setup: dict[str, Any], mode: str) -> None:
     without = run(None, **setup)
@@ -242,7 +242,7 @@ def test_reference_batch_is_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
         monitor = HessianRankMonitor(every_n_steps=1, on_error="raise")
         trainer = pl.Trainer(max_steps=3, callbacks=[monitor], **QUIET)
         trainer.fit(messy_module(pl), loader())
-        batches = monitor._session.series.reference.batches
+        batches = monitor.state_dict()["reference"]["batches"][0]
         return {reference.fingerprint(batches), *(x["reference"] for x in monitor.history)}
 
     assert len({x[:16] for x in fingerprints()}) == 1
