@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from lightning_hessrank.api import hessian_rank
-from lightning_hessrank.bounds import batch_bound, rank_bound, toeplitz_matrix
+from lightning_hessrank.api import batch_bound, hessian_rank, rank_bound
+from lightning_hessrank.network.toeplitz import toeplitz_matrix
 from lightning_hessrank.results import BoundNotAvailableError, RankBound, RankEstimate
 
 if TYPE_CHECKING:

@@ -1,13 +1,18 @@
-"""One measurement of a subject: ranks of the Hessian and its parts. Needs no Trainer."""
+"""The one driver: every number about the Hessian of a subject comes from here. Needs no Trainer."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
+from torch import Tensor
+
 from lightning_hessrank.estimators import choose_method, dense_parts, estimate_rank
+from lightning_hessrank.estimators.core import SketchCore
 from lightning_hessrank.hessian import (
     LossCurvature,
     NonFiniteError,
@@ -53,12 +58,15 @@ class Ranks:
 def measure(
     subject: Subject,
     *,
+    parts: Sequence[Part] | None = None,
     method: Literal["auto"] | Method = "auto",
     rtol: float | None = None,
     bound: RankBound | None = None,
+    max_rank: int | None = None,
     layers: Layers | None = None,
     processes: Processes | None = None,
-    verify: bool = False,
+    verify: bool = True,
+    counts: bool = True,
     seed: int = 0,
     progress: Progress | None = None,
     announce: Callable[[str], None] | None = None,
@@ -67,12 +75,15 @@ def measure(
 
     Args:
         subject: this process's share of the loss.
+        parts: which; ``None``: all, as far as the network's output is known.
         method: how; ``"auto"``: by the cost of a product and the memory there is.
         rtol: relative tolerance of the ranks; ``None``: the method's own.
         bound: on these ranks; where it is a theorem, a sketch needs no more products than that.
+        max_rank: a known upper bound on each of these ranks, instead.
         layers: whose diagonal blocks to measure as well.
         processes: with which the loss is shared; ``None``: with none.
         verify: first compare a product with finite differences.
+        counts: also at larger tolerances where that takes more time (sketch).
         seed: of random directions.
         progress: called between blocks of products.
         announce: told which method was chosen and why, before it starts.
@@ -81,20 +92,24 @@ def measure(
         NonFiniteError: the loss or a Hessian is not finite, on any process.
         WrongProductError: the products cannot be trusted.
         NoSecondDerivativeError: there are none.
+        OutputsUnknownError: a part was asked for, and the network's output is not known.
         UnresolvedError: the method cannot tell the rank at this tolerance.
         ProcessFailedError: another process failed; call this within its ``together()``.
     """
     processes = processes or Processes()
-    with undisturbed(), missing_derivatives_named():
-        curvature = _finite_curvature(subject, processes, verify=verify, seed=seed)
+    with opened(subject, processes, verify=verify, seed=seed) as curvature:
         known = all(processes.gather(curvature.outputs_known))
-        unexplained = unexplained_share(curvature, seed=seed) if known else 0.0
+        unexplained = unexplained_share(curvature, seed=seed) if known and parts is None else 0.0
         unexplained = max(processes.gather(unexplained))
-        limits = _limits(bound if unexplained <= SPLIT_TOLERANCE else None)
+        wanted = tuple(parts or (PARTS if known else PARTS[:1]))
+        operators = {part: curvature.operator(part) for part in wanted}
+        limits = _limits(bound if unexplained <= SPLIT_TOLERANCE else None, max_rank)
         memory = min(processes.gather(memory_limit(subject.device)))
         if method == "auto":  # timed on each process alone: they may need different times
-            alone = curvature.operator("total")
-            chosen = choose_method(alone, max_rank=limits["total"], rtol=rtol, memory_limit=memory)
+            part = wanted[0]
+            chosen = choose_method(
+                operators[part], max_rank=limits[part], rtol=rtol, memory_limit=memory
+            )
             method, reason = processes.first((chosen.method, chosen.reason))
             if announce is not None:
                 announce(reason)
@@ -109,20 +124,72 @@ def measure(
                 memory_limit=memory,
                 part=part,
                 progress=progress,
-                counts=True,
+                counts=counts,
             )
 
-        if method == "dense" and processes.count == 1:
-            parts = dense_parts(curvature, rtol=rtol, memory_limit=memory, progress=progress)
+        if method == "dense" and processes.count == 1 and len(wanted) == len(PARTS):
+            found = dense_parts(curvature, rtol=rtol, memory_limit=memory, progress=progress)
         else:
-            seen = PARTS if known else PARTS[:1]
-            parts = {p: rank(curvature.operator(p), p, limits[p]) for p in seen}
+            found = {part: rank(operators[part], part, limits[part]) for part in wanted}
         blocks = {
             name: rank(curvature.operator("total", parameters), "total", None)
             for name, parameters in (layers or {}).items()
         }
         loss = sum(processes.gather(curvature.loss))
-        return Ranks(parts, blocks, loss, unexplained)
+        return Ranks(found, blocks, loss, unexplained)
+
+
+def hessian_matrix(
+    subject: Subject,
+    part: Part = "total",
+    *,
+    sketch_width: int | None = None,
+    verify: bool = True,
+    seed: int = 0,
+) -> Tensor:
+    """Return the Hessian of the mean loss or a part of it, or a sketch of that.
+
+    Args:
+        subject: the loss.
+        part: which part.
+        sketch_width: number ``k`` of Gaussian probes; ``None``: the dense matrix.
+        verify: first compare a product with finite differences.
+        seed: of the probes and of random directions.
+
+    Returns:
+        A symmetric ``(p, p)`` or ``(k, k)`` tensor.
+
+    Raises:
+        Exception: see :func:`measure`.
+    """
+    with opened(subject, verify=verify, seed=seed) as curvature:
+        operator = curvature.operator(part)
+        if sketch_width is None:
+            matrix = operator.to_dense()
+        else:
+            core = SketchCore(operator, seed, memory_limit(operator.device))
+            core.grow(sketch_width)
+            matrix = core.matrix
+        if not bool(torch.isfinite(matrix).all()):
+            raise NonFiniteError(f"the {part} Hessian is not finite at a finite loss")
+        return matrix
+
+
+@contextmanager
+def opened(
+    subject: Subject, processes: Processes | None = None, *, verify: bool = True, seed: int = 0
+) -> Iterator[LossCurvature]:
+    """Evaluate the loss, check its products, and leave the process undisturbed.
+
+    Every number about a Hessian passes here, so that no door can forget a check.
+
+    Raises:
+        NonFiniteError: the loss is not finite, on any process.
+        WrongProductError: the products cannot be trusted.
+        NoSecondDerivativeError: there are none.
+    """
+    with undisturbed(), missing_derivatives_named():
+        yield _finite_curvature(subject, processes or Processes(), verify=verify, seed=seed)
 
 
 def _shared(operator: SymmetricOperator, processes: Processes) -> SymmetricOperator:
@@ -133,10 +200,10 @@ def _shared(operator: SymmetricOperator, processes: Processes) -> SymmetricOpera
     return ReducedOperator(operator, processes.sum)
 
 
-def _limits(bound: RankBound | None) -> dict[Part, int | None]:
-    """Ranks that the parts cannot exceed, where a theorem says so."""
+def _limits(bound: RankBound | None, max_rank: int | None) -> dict[Part, int | None]:
+    """Ranks that the parts cannot exceed, where a theorem or the caller says so."""
     if bound is None or not bound.is_theorem:
-        return dict.fromkeys(PARTS)
+        return dict.fromkeys(PARTS, max_rank)
     return {"total": bound.total, "outer": bound.outer, "functional": bound.functional}
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
-from lightning_hessrank.tolerance import check_rtol, numerical_rank
+from lightning_hessrank.tolerance import check_rtol, machine_rtol, numerical_rank
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,6 +19,7 @@ Method = Literal["dense", "sketch", "lanczos"]
 BoundKind = Literal["closed-form", "generic", "patch", "batch"]
 
 PARTS: tuple[Part, ...] = ("total", "outer", "functional")
+METHODS: tuple[Method, ...] = ("dense", "sketch", "lanczos")
 
 
 class BoundNotAvailableError(ValueError):
@@ -107,6 +108,28 @@ class RankEstimate:
             f"the {self.method} method knows the count at rtol {resolved} only, not at {rtol:.3g}; "
             "pass that rtol to the measurement, or use method='dense'"
         )
+
+
+def nan_estimate(
+    num_parameters: int,
+    *,
+    part: Part = "total",
+    method: Literal["auto"] | Method = "dense",
+    rtol: float | None = None,
+) -> RankEstimate:
+    """Return the estimate that stands for a measurement that was not finite."""
+    return RankEstimate(
+        rank=math.nan,
+        std_error=0.0,
+        rtol=machine_rtol(num_parameters) if rtol is None else rtol,
+        tolerance=math.nan,
+        gap=None,
+        method="dense" if method == "auto" else method,
+        num_parameters=num_parameters,
+        num_products=0,
+        seconds=0.0,
+        part=part,
+    )
 
 
 #: 97.5 % points of Student's t with 1, 2, … degrees of freedom (any table of it, three decimals).

@@ -254,9 +254,18 @@ def detached(outputs: Tensor, targets: Tensor) -> Tensor:
         ({"seed": 0.5}, TypeError, "seed must be an integer, got 0.5"),
         ({"model": torch.sin}, TypeError, "model must be a torch.nn.Module, got builtin_function"),
         (
-            {"loss_fn": "mse"},
+            {"loss_fn": 3},
             TypeError,
-            "loss_fn must be a function loss_fn(outputs, targets) -> scalar, got 'mse'",
+            "loss_fn must be a function loss_fn(outputs, targets) -> scalar, or the name of a loss "
+            "such as 'mse', got 3",
+        ),
+        ({"loss_fn": "hinge"}, TypeError, "loss 'hinge' is not recognised; pass one of binary_cr"),
+        (
+            {"data": [[torch.ones(2), torch.ones(2)], [torch.ones(2), torch.ones(2)]]},
+            ValueError,
+            "data is a list of two lists of two, which may be one pair of two inputs and two "
+            "targets or two pairs; pass a tuple (inputs, targets) for one pair, or a list of "
+            "tuples [(inputs, targets), ...] for several",
         ),
         ({"data": []}, ValueError, "data has no batches; pass at least one (inputs, targets) pair"),
         ({"data": 3}, TypeError, "data must be an (inputs, targets) pair or an iterable of such"),

@@ -395,9 +395,10 @@ def test_non_finite_loss_is_nan_and_said() -> None:
             "rank at machine precision; leave out one of the two",
         ),
         (
-            {"loss_fn": "mse"},
+            {"loss_fn": 3},
             TypeError,
-            "loss_fn must be a function loss_fn(outputs, targets) -> scalar, got 'mse'",
+            "loss_fn must be a function loss_fn(outputs, targets) -> scalar, or the name of a loss "
+            "such as 'mse', got 3",
         ),
         ({"model": 3}, TypeError, "model must be a torch.nn.Module, got int"),
         (

@@ -123,7 +123,7 @@ def linear_model(
     _check_parameters(network, trace)
     relevant = [i for i, grad in enumerate(used) if grad is not None]
     constant = _check_samples(surrogate, weights, probes, trace)
-    if trace.softmax_dim is not None and loss.name in {"nll_loss", "cross_entropy", "kl_div"}:
+    if trace.softmax_dim is not None and loss.takes_log_softmax:
         loss = replace(loss, class_dim=trace.softmax_dim)
         trace.replaced = trace.before_softmax
     if not trace.replaced and not _is_affine(network, loss, probes):

@@ -13,7 +13,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from lightning_hessrank.api import nan_estimate
 from lightning_hessrank.bounding import reference_batch_bound, reference_bound
 from lightning_hessrank.hessian import NonFiniteError
 from lightning_hessrank.hessian.verify import SPLIT_TOLERANCE
@@ -25,7 +24,13 @@ from lightning_hessrank.monitor.reference import ReferenceData, as_batches, coll
 from lightning_hessrank.monitor.series import Series
 from lightning_hessrank.monitor.settings import Settings
 from lightning_hessrank.processes import Processes
-from lightning_hessrank.results import LayerRank, Measurement, RankBound, RankEstimate
+from lightning_hessrank.results import (
+    LayerRank,
+    Measurement,
+    RankBound,
+    RankEstimate,
+    nan_estimate,
+)
 from lightning_hessrank.subject.step import module_step
 from lightning_hessrank.subject.subject import Subject
 

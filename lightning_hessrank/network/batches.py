@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import ModuleType
@@ -11,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+_COMPLEX = {torch.float64: torch.complex128, torch.float32: torch.complex64}
 
 
 def map_tensors(batch: Any, function: Callable[[Tensor], Any]) -> Any:
@@ -101,8 +104,23 @@ def clone_batch(batch: Any) -> Any:
 
 
 def cast_batch(batch: Any, dtype: torch.dtype, device: torch.device) -> Any:
-    """Move every tensor to ``device``, floating ones to ``dtype``; integers keep their type."""
-    return map_tensors(batch, lambda x: x.to(device, dtype if x.is_floating_point() else x.dtype))
+    """Move every tensor to ``device``, floating ones to ``dtype``; integers keep their type.
+
+    Complex ones get the complex type of the same precision; ones made in inference mode are copied,
+    since autograd cannot take them.
+    """
+
+    def cast(x: Tensor) -> Tensor:
+        return (x.clone() if x.is_inference() else x).to(device, measuring_dtype(x.dtype, dtype))
+
+    return map_tensors(batch, cast)
+
+
+def measuring_dtype(own: torch.dtype, dtype: torch.dtype) -> torch.dtype:
+    """Return the type of a tensor where all is measured in ``dtype``; integers keep theirs."""
+    if own.is_floating_point:
+        return dtype
+    return _COMPLEX.get(dtype, own) if own.is_complex else own
 
 
 def batch_size(batch: Any) -> int:
@@ -169,3 +187,19 @@ def _cut_tensor(tensor: Tensor, size: int) -> Tensor:
     if tensor.layout is torch.strided:
         return tensor[:size].clone()
     return tensor.index_select(0, torch.arange(size, device=tensor.device))
+
+
+def num_bytes(batches: Any) -> int:
+    """Bytes of all tensors."""
+    return sum(x.numel() * x.element_size() for x in list_tensors(batches))
+
+
+def fingerprint(batches: Any) -> str:
+    """SHA-256 over shape, type and content of every tensor, in order."""
+    digest = hashlib.sha256()
+    for tensor in list_tensors(batches):
+        digest.update(f"{tuple(tensor.shape)} {tensor.dtype};".encode())
+        dense = tensor.detach().to_dense() if tensor.layout is not torch.strided else tensor
+        content = dense.detach().cpu().contiguous().flatten().view(torch.uint8)
+        digest.update(content.numpy().tobytes())
+    return digest.hexdigest()

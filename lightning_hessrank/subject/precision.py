@@ -8,11 +8,12 @@ step's code names as the measuring one. The latter changes no value, only roundi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+
+from lightning_hessrank.network.modes import OrderedMode, Place
 
 _CASTS = {Tensor.float, Tensor.half, Tensor.bfloat16, Tensor.double}
 # Reads the same bits as another type: exchanging that type would change the value.
@@ -23,30 +24,25 @@ class PrecisionError(TypeError):
     """The step computes in a lower precision in a way that could not be undone."""
 
 
-class KeepPrecision(TorchFunctionMode):
+class KeepPrecision(OrderedMode):
     """While active, tensor functions compute in ``dtype`` where they would in another real type.
 
     Casts to, and new tensors of, other floating types come out in ``dtype``; tensors from outside
     (a constant in a closure) are cast on entry; autocast is off inside.
     """
 
+    place: ClassVar[Place] = Place.PRECISION
+
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
         self._dtype = dtype
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run ``func`` with its types and arguments in the measuring precision.
 
         Raises:
             PrecisionError: it returns a lower precision all the same.
         """
-        kwargs = kwargs or {}
         with torch._C.DisableTorchFunction():  # reading a dtype is no business of other modes
             if func in _CASTS or (func is Tensor.type and _names_float(args[1:], kwargs)):
                 return args[0].to(self._dtype)

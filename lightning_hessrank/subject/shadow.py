@@ -17,10 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lightning_hessrank.network.batches import measuring_dtype
 from lightning_hessrank.subject.duplicate import MODULE_INTERNALS, duplicate
 from lightning_hessrank.subject.trainer_view import TrainerView, detach_from_trainer
-
-_COMPLEX = {torch.float64: torch.complex128, torch.float32: torch.complex64}
 
 
 def shadow_copy(
@@ -40,7 +39,7 @@ def shadow_copy(
     shadow = duplicate(module, {id(x): TrainerView(x) for x in trainers if x is not None})
 
     def cast(x: Tensor) -> Tensor:
-        return x.to(device, _measuring_dtype(x.dtype, dtype))
+        return x.to(device, measuring_dtype(x.dtype, dtype))
 
     _cast(shadow, cast)
     for part in shadow.modules():
@@ -132,9 +131,3 @@ def _cast_value(value: Any, cast: Callable[[Tensor], Tensor]) -> Any:
         for key, item in value.items():
             value[key] = _cast_value(item, cast)
     return value
-
-
-def _measuring_dtype(own: torch.dtype, dtype: torch.dtype) -> torch.dtype:
-    if own.is_floating_point:
-        return dtype
-    return _COMPLEX.get(dtype, own) if own.is_complex else own

@@ -21,7 +21,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from lightning_hessrank.bounds import rank_bound
+from lightning_hessrank.api import rank_bound
 from lightning_hessrank.estimators import dense_parts, dense_rank, lanczos_rank, sketch_rank
 from lightning_hessrank.hessian import DenseOperator, LossCurvature, SymmetricOperator
 from lightning_hessrank.hessian.rewrite import CheaperDerivatives

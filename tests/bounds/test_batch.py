@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev
 from torch.nn import functional
 
-from lightning_hessrank.bounds import batch_bound
-from lightning_hessrank.results import BoundNotAvailableError
+from lightning_hessrank.api import batch_bound
 from tests.oracles import symmetric_rank
 
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU, "linear": nn.Identity}
@@ -213,12 +212,13 @@ def test_the_model_is_left_as_it_is() -> None:
 
 def test_errors_say_what_is_wrong() -> None:
     model = nn.Linear(2, 1)
-    with pytest.raises(BoundNotAvailableError) as caught:
+    with pytest.raises(ValueError, match="does not depend") as caught:
         batch_bound(model, lambda f, y: y.sum(), (torch.ones(1, 2), torch.ones(1, 1)))
     assert str(caught.value) == (
-        "the loss does not depend on any parameter, so there is no Hessian to bound"
+        "the loss of loss_fn does not depend on any trainable parameter (no gradient flows); look "
+        "for .detach(), torch.no_grad() or frozen parameters"
     )
-    with pytest.raises(ValueError, match=r"^data has no batches; pass \(inputs, targets\) pairs$"):
+    with pytest.raises(ValueError, match=r"^data has no batches; pass at least one \(inputs, targ"):
         batch_bound(model, functional.mse_loss, [])
     with pytest.raises(TypeError, match=r"data must be an \(inputs, targets\) pair or an iterable"):
         batch_bound(model, functional.mse_loss, 3)

@@ -10,7 +10,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from lightning_hessrank.bounds import rank_bound
+from lightning_hessrank.api import rank_bound
 from lightning_hessrank.results import BoundNotAvailableError, RankBound
 from tests.oracles import exact_ranks, inputs_of_rank
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_hessrank.bounds import rank_bound
+from lightning_hessrank.api import rank_bound
 from lightning_hessrank.results import BoundNotAvailableError
 
 

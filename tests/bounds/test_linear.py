@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations, parametrize, prune
 
-from lightning_hessrank.bounds import batch_bound, rank_bound
-from lightning_hessrank.bounds.api import module_network
+from lightning_hessrank.api import batch_bound, rank_bound
+from lightning_hessrank.bounding import network_of
 from lightning_hessrank.bounds.linear import linear_bound
-from lightning_hessrank.network.losses import MSE, Network, loss_kind
+from lightning_hessrank.network.losses import Network, loss_kind
 from lightning_hessrank.results import BoundNotAvailableError
 from tests.bounds.test_batch import exact_rank
 from tests.oracles import exact_ranks
@@ -44,6 +44,15 @@ def test_an_ill_conditioned_network_is_not_undercounted(
     bound = linear_bound(module_network(model, x), MSE, data=(x,), kind=kind, seed=seed)
     assert bound.functional >= total - 5 * (not middle)
     assert bound.total == total if kind == "generic" else bound.total >= total
+
+
+MSE = loss_kind("mse")
+
+
+def module_network(module: nn.Module, example: Tensor) -> Network:
+    """See a module, as it is, as a function of its inputs."""
+    parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    return network_of(lambda batch: (module(batch),), example, len(example), parameters)
 
 
 class Clamped(nn.Module):
@@ -172,7 +181,7 @@ def test_arguments_that_make_no_sense() -> None:
         with pytest.raises(TypeError) as caught:
             rank_bound(model, torch.zeros(1, 2), input_rank=wrong)
         assert str(caught.value) == f"input_rank must be a whole number, got {wrong}"
-    with pytest.raises(ValueError, match=r"^data has a batch without samples; leave empty batches"):
+    with pytest.raises(ValueError, match=r"^the reference batch is empty; pass data=... with at"):
         batch_bound(model, functional.mse_loss, (torch.zeros(0, 2), torch.zeros(0, 1)))
 
 

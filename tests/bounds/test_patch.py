@@ -7,7 +7,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from lightning_hessrank.bounds import rank_bound
+from lightning_hessrank.api import rank_bound
 from tests.architectures import Residual
 from tests.slow import first
 

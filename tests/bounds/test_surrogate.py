@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lightning_hessrank.bounds import rank_bound
+from lightning_hessrank.api import rank_bound
 from lightning_hessrank.network.losses import loss_kind
 from lightning_hessrank.results import BoundNotAvailableError
 from tests.oracles import exact_ranks

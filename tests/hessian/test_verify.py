@@ -120,9 +120,9 @@ def test_the_check_moves_nothing() -> None:
 
 def penalised(weight: float, power: int) -> Step:
     def step(net: nn.Module, batch: Any) -> StepResult:
-        loss, outputs = model_step(F.cross_entropy)(net, batch)
+        result = model_step(F.cross_entropy)(net, batch)
         penalty = sum(x.abs().pow(power).sum() for x in net.parameters())
-        return StepResult(loss + weight * penalty, outputs)
+        return StepResult(result.loss + weight * penalty, result.outputs)
 
     return step
 

@@ -8,8 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lightning_hessrank.bounds import toeplitz_matrix, toeplitz_operator
-from lightning_hessrank.network.toeplitz import toeplitz_figure, weight_pattern
+from lightning_hessrank.network.toeplitz import (
+    toeplitz_figure,
+    toeplitz_matrix,
+    toeplitz_operator,
+    weight_pattern,
+)
 
 pytestmark = pytest.mark.usefixtures("double_precision")
 

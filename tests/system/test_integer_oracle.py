@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_hessrank.bounds import rank_bound
+from lightning_hessrank.api import rank_bound
 from tests.architectures import random_case
 from tests.oracles import curvature_parts
 from tests.slow import first

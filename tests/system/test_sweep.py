@@ -9,7 +9,8 @@ from unittest import mock
 
 import pytest
 
-from lightning_hessrank.bounds import rank_bound, sampling
+from lightning_hessrank.api import rank_bound
+from lightning_hessrank.bounds import sampling
 from lightning_hessrank.results import RankBound
 from tests.architectures import Case, random_case
 from tests.oracles import exact_ranks

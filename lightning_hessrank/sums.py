@@ -11,14 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_hessrank.api import nan_estimate
-from lightning_hessrank.estimators.core import SketchCore
 from lightning_hessrank.estimators.dense import spectrum_estimate, symmetric_eigenvalues
 from lightning_hessrank.estimators.sketch import MIN_GAP, OVERSAMPLING
-from lightning_hessrank.hessian import LossCurvature, NonFiniteError
-from lightning_hessrank.hessian.memory import memory_limit
-from lightning_hessrank.network.batches import clone_batch
-from lightning_hessrank.results import Part, RankEstimate
+from lightning_hessrank.hessian.operator import NonFiniteError
+from lightning_hessrank.measure import hessian_matrix
+from lightning_hessrank.results import Part, RankEstimate, nan_estimate
 from lightning_hessrank.subject.step import model_step
 from lightning_hessrank.subject.subject import Subject
 from lightning_hessrank.tolerance import machine_rtol, numerical_rank
@@ -32,6 +29,7 @@ def hessian_sum(
     *,
     part: Part = "total",
     sketch_width: int | None = None,
+    verify: bool = True,
     seed: int = 0,
     dtype: torch.dtype = torch.float64,
 ) -> tuple[Tensor, int]:
@@ -44,38 +42,28 @@ def hessian_sum(
         targets: of these samples.
         part: of the Hessian.
         sketch_width: number ``k`` of Gaussian probes; ``None``: the dense matrix.
+        verify: compare a product with finite differences first.
         seed: of the probes and of randomness inside the model.
         dtype: of the computation.
 
     Returns:
         A symmetric ``(p, p)`` or ``(k, k)`` tensor, all ``nan`` (and a warning) where the loss or
         the Hessian is not finite; and the number of samples.
+
+    Raises:
+        WrongProductError: Hessian-vector products are not the derivative of the gradient.
+        NoSecondDerivativeError: an operation has none.
     """
-    with torch.inference_mode(False):  # where validation batches come from
-        batch = clone_batch((inputs, targets))
-        subject = Subject(model, [batch], model_step(loss_fn), dtype=dtype, seed=seed)
-        try:
-            matrix = _batch_matrix(subject, part, sketch_width, seed)
-        except NonFiniteError as error:
-            warnings.warn(f"HessianRank will be nan: {error}", RuntimeWarning, stacklevel=2)
-            size = sketch_width or subject.num_parameters
-            matrix = torch.full((size, size), torch.nan, dtype=dtype)
-        finally:
-            subject.release()
-        return matrix.mul_(subject.num_samples), subject.num_samples
-
-
-def _batch_matrix(subject: Subject, part: Part, sketch_width: int | None, seed: int) -> Tensor:
-    operator = LossCurvature(subject.loss_function()).operator(part)
-    if sketch_width is None:
-        matrix = operator.to_dense()
-    else:
-        core = SketchCore(operator, seed, memory_limit(operator.device))
-        core.grow(sketch_width)
-        matrix = core.matrix
-    if not bool(torch.isfinite(matrix).all()):
-        raise NonFiniteError(f"the {part} Hessian is not finite at a finite loss")
-    return matrix
+    subject = Subject(model, [(inputs, targets)], model_step(loss_fn), dtype=dtype, seed=seed)
+    try:
+        matrix = hessian_matrix(subject, part, sketch_width=sketch_width, verify=verify, seed=seed)
+    except NonFiniteError as error:
+        warnings.warn(f"HessianRank will be nan: {error}", RuntimeWarning, stacklevel=2)
+        size = sketch_width or subject.num_parameters
+        matrix = torch.full((size, size), torch.nan, dtype=dtype)
+    finally:
+        subject.release()
+    return matrix.mul_(subject.num_samples), subject.num_samples
 
 
 def rank_of_sum(

@@ -1,0 +1,103 @@
+"""A copy of a module that runs whatever it is asked to, again and again, with the same result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from lightning_hessrank.network.batches import cast_batch
+from lightning_hessrank.subject.isolation import differentiable_twice, frozen_rng, undisturbed
+from lightning_hessrank.subject.shadow import release, rewound, shadow_copy
+
+T = TypeVar("T")
+
+
+class IsolatedModule:
+    """A deep copy of a module in the measuring precision.
+
+    The live module is read once, at construction; nothing done here reaches it. What the copy's
+    code changes (buffers, attributes, generators) is put back after each run.
+
+    Args:
+        module: the live module.
+        dtype: in which everything is computed.
+        training: mode of the copy; ``None`` keeps the mode of every submodule as it is.
+        seed: of the randomness inside; every run draws the same numbers.
+        trainer: a Lightning trainer that the code may read.
+
+    Raises:
+        TypeError: a trainable parameter is complex.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        dtype: torch.dtype = torch.float64,
+        training: bool | None = None,
+        seed: int = 0,
+        trainer: Any = None,
+    ) -> None:
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad and parameter.is_complex():
+                raise TypeError(
+                    f"parameter {name} is complex: the Hessian is that of real parameters; store "
+                    "real and imaginary part and join them with torch.view_as_complex"
+                )
+        self.dtype = dtype
+        self.device = _measuring_device(module)
+        self._seed = seed
+        with undisturbed():
+            self.shadow = shadow_copy(module, dtype=dtype, device=self.device, trainer=trainer)
+        self.live = {id(p) for p in module.parameters()} - {id(p) for p in self.shadow.parameters()}
+        """Ids of the live module's own parameters."""
+        if training is not None:
+            self.shadow.train(training)
+        self._recurrent = any(isinstance(part, nn.RNNBase) for part in self.shadow.modules())
+        named = self.shadow.named_parameters()
+        self.parameters: dict[str, Tensor] = {n: p for n, p in named if p.requires_grad}
+
+    @property
+    def num_parameters(self) -> int:
+        """Trainable parameters."""
+        return sum(x.numel() for x in self.parameters.values())
+
+    def run(self, function: Callable[[nn.Module], T]) -> T:
+        """Call a function of the copy; every call gives the same.
+
+        Generators, modes and flags of the process are as they were before, afterwards.
+        """
+        with ExitStack() as stack:
+            stack.enter_context(frozen_rng(self._seed))
+            stack.enter_context(differentiable_twice(self.dtype, cudnn=not self._recurrent))
+            stack.enter_context(rewound(self.shadow))
+            return function(self.shadow)
+
+    def cast(self, batch: Any) -> Any:
+        """Return a batch as the copy takes it: on its device, in its precision."""
+        return cast_batch(batch, self.dtype, self.device)
+
+    def has_initial_statistics(self) -> bool:
+        """Whether a batch norm is in evaluation mode, but has not seen a batch yet."""
+        return any(
+            isinstance(part, _NormBase)
+            and not part.training
+            and part.num_batches_tracked is not None
+            and int(part.num_batches_tracked) == 0
+            for part in self.shadow.modules()
+        )
+
+    def release(self) -> None:
+        """Free the copy's memory now."""
+        release(self.shadow)
+
+
+def _measuring_device(module: nn.Module) -> torch.device:
+    parameter = next(module.parameters(), None)
+    device = torch.device("cpu") if parameter is None else parameter.device
+    return torch.device("cpu") if device.type == "mps" else device  # MPS has no float64
