@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from lightning_hessrank.bounding import floating, network_of, reference_batch_bound
 from lightning_hessrank.bounds.linear import LinearKind, linear_bound
-from lightning_hessrank.hessian.operator import NonFiniteError
 from lightning_hessrank.measure import measure
 from lightning_hessrank.network.batches import batch_size, list_tensors
 from lightning_hessrank.network.losses import LossCallable, loss_function, loss_kind
@@ -21,6 +20,7 @@ from lightning_hessrank.results import (
     METHODS,
     PARTS,
     Method,
+    NonFiniteError,
     Part,
     RankBound,
     RankEstimate,

@@ -26,6 +26,10 @@ class BoundNotAvailableError(ValueError):
     """No bound can be given for this network; the message names the layer and the reason."""
 
 
+class NonFiniteError(FloatingPointError):
+    """The loss, its gradient, its Hessian or what it is made of is not finite; it says which."""
+
+
 @dataclass(frozen=True, eq=False)
 class RankEstimate:
     """Numerical rank of a loss Hessian, or of one of its parts.

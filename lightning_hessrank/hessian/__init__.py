@@ -4,11 +4,11 @@ from lightning_hessrank.hessian.curvature import LossCurvature, OutputsUnknownEr
 from lightning_hessrank.hessian.function import Evaluation, LossFunction, LossTerm
 from lightning_hessrank.hessian.operator import (
     DenseOperator,
-    NonFiniteError,
     Progress,
     ReducedOperator,
     SymmetricOperator,
 )
+from lightning_hessrank.results import NonFiniteError
 
 __all__ = [
     "DenseOperator",

@@ -31,7 +31,7 @@ from lightning_hessrank.hessian.parts import PartOperator
 from lightning_hessrank.hessian.rewrite import CheaperDerivatives
 from lightning_hessrank.hessian.root import agrees, outputs_per_sample, random_vectors
 from lightning_hessrank.hessian.samples import SampleHessian
-from lightning_hessrank.network.sampled import LayerRecorder
+from lightning_hessrank.network.recorder import LayerRecorder
 from lightning_hessrank.results import Part
 
 #: Bytes that a block of vectors may fill with intermediate results, by type of device. Measured on
@@ -220,9 +220,9 @@ class LossCurvature:
         self, term: LossTerm, part: Part, indices: Sequence[int]
     ) -> tuple[SampleHessian | None, frozenset[int]]:
         """Derivatives of every sample, where they pay, and numbers of the parameters they cover."""
-        recorder = LayerRecorder()
+        recorder = LayerRecorder(dict(zip(self.names, self.parameters, strict=True)))
         graph = self._evaluate(term, recorder)
-        layers = sampled_layers(graph, recorder.layers, {id(self.parameters[i]) for i in indices})
+        layers = sampled_layers(graph, recorder.uses, {id(self.parameters[i]) for i in indices})
         owned = {id(x) for layer in layers for x in (layer.weight, layer.bias)}
         done = frozenset(i for i in indices if id(self.parameters[i]) in owned)
         nothing = (None, frozenset[int]())
@@ -243,11 +243,11 @@ class LossCurvature:
         for term in self._terms:
             if term.weight < 0:
                 return None
-            recorder = LayerRecorder()
+            recorder = LayerRecorder(dict(zip(self.names, self.parameters, strict=True)))
             graph = self._evaluate(term, recorder)
             if sum(f.numel() - f.shape[0] for f in graph.outputs if f.ndim > 1) >= max_rows:
                 return None
-            factor = outer_factor(graph, recorder.layers, indices)
+            factor = outer_factor(graph, recorder.uses, indices)
             if factor is None:
                 return None
             factors.append(factor.mul_(math.sqrt(term.weight)))

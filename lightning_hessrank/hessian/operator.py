@@ -10,13 +10,10 @@ import torch
 from torch import Tensor
 
 from lightning_hessrank.hessian.memory import is_out_of_memory
+from lightning_hessrank.results import NonFiniteError
 
 Progress = Callable[[int, int], None]
 """Called between blocks of products with (products done, products in all); may raise to stop."""
-
-
-class NonFiniteError(FloatingPointError):
-    """The loss, its gradient or its Hessian is not finite; the message says which."""
 
 
 class SymmetricOperator(ABC):

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from lightning_hessrank.hessian.dense import assemble
-from lightning_hessrank.hessian.operator import NonFiniteError, Progress, SymmetricOperator
-from lightning_hessrank.results import Part
+from lightning_hessrank.hessian.operator import Progress, SymmetricOperator
+from lightning_hessrank.results import NonFiniteError, Part
 
 if TYPE_CHECKING:
     from lightning_hessrank.hessian.curvature import LossCurvature

@@ -23,6 +23,7 @@ from lightning_hessrank.monitor.progress import progress_bar
 from lightning_hessrank.monitor.reference import ReferenceData, as_batches, collect, deal, share
 from lightning_hessrank.monitor.series import Series
 from lightning_hessrank.monitor.settings import Settings
+from lightning_hessrank.network.function import layers_of
 from lightning_hessrank.processes import Processes
 from lightning_hessrank.results import (
     LayerRank,
@@ -151,7 +152,7 @@ class Session:
                     method=method,
                     rtol=rtol,
                     bound=series.bound,
-                    layers=_layers(subject) if settings.layers else None,
+                    layers=layers_of(subject.parameters) if settings.layers else None,
                     processes=self.processes,
                     verify=not series.verified,
                     seed=settings.seed,
@@ -275,14 +276,6 @@ class Session:
         )
         self.failures.warn_once(f"{reason}; please report this network to lightning-hessrank")
         return replace(bound, is_theorem=False, reason=reason)
-
-
-def _layers(subject: Subject) -> dict[str, list[str]]:
-    """Group the trainable parameters by the module that owns them."""
-    layers: dict[str, list[str]] = {}
-    for name in subject.parameters:
-        layers.setdefault(name.rpartition(".")[0] or name, []).append(name)
-    return layers
 
 
 def _layer_ranks(ranks: Ranks, bound: RankBound | None) -> dict[str, LayerRank]:

@@ -15,7 +15,8 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from lightning_hessrank.api import batch_bound, rank_bound
 from lightning_hessrank.bounding import network_of
 from lightning_hessrank.bounds.linear import linear_bound
-from lightning_hessrank.network.losses import Network, loss_kind
+from lightning_hessrank.network.function import Network
+from lightning_hessrank.network.losses import loss_kind
 from lightning_hessrank.results import BoundNotAvailableError
 from tests.bounds.test_batch import exact_rank
 from tests.oracles import exact_ranks

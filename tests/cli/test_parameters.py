@@ -10,7 +10,7 @@ from lightning_hessrank.cli.parameters import parse_shape, parse_spec
 
 @pytest.mark.parametrize(
     ("text", "shape"),
-    [("10", (10,)), ("3,32,32", (3, 32, 32)), ("3x8x8", (3, 8, 8)), (" 2, 4", (2, 4))],,
+    [("10", (10,)), ("3,32,32", (3, 32, 32)), ("3x8x8", (3, 8, 8)), (" 2, 4", (2, 4))],
 )
 def test_shapes(text: str, shape: tuple[int, ...]) -> None:
     assert parse_shape(text) == shape

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_hessrank.network.convolution import Convolution, read_convolution, unfold
-from lightning_hessrank.network.sampled import Layer, LayerRecorder
+from lightning_hessrank.network.layers import Layer, read_layer
+from lightning_hessrank.network.recorder import LayerRecorder, RecordedUse
+from lightning_hessrank.network.unfold import unfold
 
 # Shapes of input and weight, and further arguments by position or by name.
 GEOMETRIES = {
@@ -64,14 +65,12 @@ GEOMETRIES = {
 FUNCTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
-def from_patches(call: Convolution) -> Tensor:
+def from_patches(layer: Layer) -> Tensor:
     """The definition: ``W`` times patches, in every group of channels."""
-    patches = unfold(call.input.flatten(2), call.places(), dim=2).unflatten(1, (call.groups, -1))
-    weight = call.weight.flatten(2).unflatten(0, (call.groups, -1))
-    output = torch.einsum("gmct,ngcts->ngms", weight, patches).flatten(1, 2)
-    if call.bias is not None:
-        output = output + call.bias[:, None]
-    return output.unflatten(2, call.positions)
+    weight = layer.to_slices(layer.weight).flatten(2)
+    output = torch.einsum("gmc,ngcs->ngms", weight, layer.patches()).flatten(1, 2)
+    output = output.unflatten(2, layer.geometry.positions)
+    return output if layer.bias is None else layer.add_bias(output, layer.bias)
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
@@ -81,29 +80,30 @@ def test_patches_times_weights_are_the_convolution(name: str) -> None:
     x = torch.randn(shape, dtype=torch.float64)
     args = (torch.randn(kernel, dtype=torch.float64), *args)
     expected = FUNCTIONS[len(kernel) - 2](x, *args, **kwargs)
-    call = read_convolution((x, *args), kwargs)
-    assert call is not None
-    assert call.positions == expected.shape[2:]
-    assert call.places().shape == (math.prod(kernel[2:]), expected.shape[2:].numel())
-    torch.testing.assert_close(from_patches(call), expected, rtol=0, atol=1e-13)
+    layer = read_layer(FUNCTIONS[len(kernel) - 2], (x, *args), kwargs)
+    assert layer is not None
+    assert layer.geometry.positions == expected.shape[2:]
+    assert layer.places().shape == (math.prod(kernel[2:]), expected.shape[2:].numel())
+    torch.testing.assert_close(from_patches(layer), expected, rtol=0, atol=1e-13)
 
 
 def test_everything_by_name_is_read_as_by_position() -> None:
     x, w = torch.randn(2, 3, 5, 4), torch.randn(4, 3, 3, 2)
-    call = read_convolution((), {"weight": w, "input": x, "stride": 2})
-    assert call is not None
-    assert call.input is x
-    assert call.weight is w
-    assert (call.bias, call.stride, call.groups) == (None, (2, 2), 1)
-    assert (call.dilation, call.padding) == ((1, 1), ((0, 0), (0, 0)))
+    layer = read_layer(F.conv2d, (), {"weight": w, "input": x, "stride": 2})
+    assert layer is not None
+    assert layer.input is x
+    assert layer.weight is w
+    geometry = layer.geometry
+    assert (layer.bias, geometry.stride, layer.slices.groups) == (None, (2, 2), 1)
+    assert (geometry.dilation, geometry.padding) == ((1, 1), ((0, 0), (0, 0)))
 
 
 @pytest.mark.parametrize("dims", FUNCTIONS)
-def test_a_single_unbatched_image_is_not_read(dims: int) -> None:
+def test_a_single_unbatched_image_has_no_geometry(dims: int) -> None:
     x, w = torch.randn(3, *(4,) * dims), torch.randn(2, 3, *(3,) * dims)
     assert FUNCTIONS[dims](x, w).ndim == dims + 1  # PyTorch does accept it
-    assert read_convolution((x, w), {}) is None
-    assert read_convolution((x.unsqueeze(0), w), {}) is not None
+    assert read_layer(FUNCTIONS[dims], (x, w), {}).geometry is None
+    assert read_layer(FUNCTIONS[dims], (x.unsqueeze(0), w), {}).geometry is not None
 
 
 def test_unfold_of_any_dimension() -> None:
@@ -137,17 +137,19 @@ LAYERS = {
 }
 
 
-def record(module: nn.Module, x: Tensor) -> tuple[list[Layer], Tensor]:
-    with LayerRecorder() as recorder:
+def record(module: nn.Module, x: Tensor) -> tuple[list[RecordedUse], Tensor]:
+    """Uses of layers whose geometry is known."""
+    with LayerRecorder(dict(module.named_parameters())) as recorder:
         output = module(x)
-    return recorder.layers, output
+    return [use for use in recorder.uses if use.layer.geometry is not None], output
 
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_signals_times_patches_are_the_gradients_of_every_sample(name: str) -> None:
     module, shape = LAYERS[name]
     module = module.double()
-    (layer,), output = record(module, torch.randn(shape, dtype=torch.float64))
+    (use,), output = record(module, torch.randn(shape, dtype=torch.float64))
+    layer = use.layer
     cotangents = torch.randn(2, *output.shape, dtype=torch.float64)
     signals, patches = layer.signals(cotangents), layer.patches()
     gradients = torch.einsum("kngms,ngcs->kngmc", signals, patches).flatten(2, 3)
@@ -164,30 +166,31 @@ def test_signals_times_patches_are_the_gradients_of_every_sample(name: str) -> N
 def test_a_layer_knows_its_shapes(name: str) -> None:
     module, shape = LAYERS[name]
     module = module.double()
-    (layer,), output = record(module, torch.randn(shape, dtype=torch.float64))
+    (use,), output = record(module, torch.randn(shape, dtype=torch.float64))
+    layer = use.layer
     assert layer.weight is module.weight
     assert layer.bias is module.bias
-    assert layer.groups == getattr(module, "groups", 1)
+    assert layer.slices.groups == getattr(module, "groups", 1)
     assert layer.in_channels == getattr(module, "in_channels", shape[-1])
-    for x in (layer.input, layer.output):
-        assert layer.channels_as_they_are(layer.channels_first(x)).equal(x)
+    for x in (layer.input, use.output):
+        assert layer.channels_back(layer.channels_first(x)).equal(x)
     assert layer.channels_first(output).shape[1] == len(module.weight)
-    assert layer.images(layer.output).shape[:2] == (5, len(module.weight))
+    assert layer.images(use.output).shape[:2] == (5, len(module.weight))
     taps = module.weight[0, 0].numel() if module.weight.ndim > 2 else 1
-    assert layer.places().shape == (taps, layer.images(layer.output).shape[2])
+    assert layer.places().shape == (taps, layer.images(use.output).shape[2])
 
 
 def test_calls_are_remembered_in_order_and_survive_in_place_activations() -> None:
     first, second = nn.Conv1d(2, 3, 2), nn.Linear(5, 4)
     net = nn.Sequential(first, nn.ReLU(inplace=True), second, nn.ReLU(inplace=True))
     x = torch.randn(3, 2, 6)
-    layers, output = record(net, x)
-    assert [layer.weight for layer in layers] == [first.weight, second.weight]
-    assert torch.equal(layers[0].output, first(x))
-    assert bool((layers[0].output < 0).any())
+    uses, output = record(net, x)
+    assert [use.layer.weight for use in uses] == [first.weight, second.weight]
+    assert torch.equal(uses[0].output, first(x))
+    assert bool((uses[0].output < 0).any())
     assert torch.equal(output, net(x))
-    (signal,) = torch.autograd.grad(output.sum(), layers[0].output)
-    assert bool((signal[layers[0].output < 0] == 0).all())
+    (signal,) = torch.autograd.grad(output.sum(), uses[0].output)
+    assert bool((signal[uses[0].output < 0] == 0).all())
     assert bool(signal.any())
 
 
@@ -197,6 +200,6 @@ def test_what_has_no_samples_or_is_no_layer_is_not_remembered() -> None:
     assert record(net, x)[0] == []
     assert record(nn.Conv1d(4, 3, 1), x[:, None])[0] == []
     assert record(nn.ConvTranspose1d(4, 3, 1), x[None, :, None])[0] == []
-    layers, output = record(nn.Tanh(), x)
-    assert layers == []
+    uses, output = record(nn.Tanh(), x)
+    assert uses == []
     assert torch.equal(output, x.tanh())
