@@ -18,8 +18,7 @@ from lightning_hessrank.bounds.linear import linear_bound
 from lightning_hessrank.network.function import Network
 from lightning_hessrank.network.losses import loss_kind
 from lightning_hessrank.results import BoundNotAvailableError
-from tests.bounds.test_batch import exact_rank
-from tests.oracles import exact_ranks
+from tests.oracles import exact_rank, exact_ranks
 from tests.slow import first
 
 

@@ -11,7 +11,30 @@ SOURCES, TESTS = ROOT / "lightning_hessrank", ROOT / "tests"
 #: Folders of tests without one source, and why they have none.
 CROSSING = {"system": "what many sources do together", "benchmarks": "speed and memory"}
 #: Sources without a test file of their own, and where they are tested.
-ELSEWHERE: dict[str, str] = {}
+ELSEWHERE = {
+    # Steps on the way to a bound: only the bound has an oracle.
+    "bounds/model.py": "bounds/test_linear.py",
+    "bounds/operations.py": "bounds/test_surrogate.py",
+    "bounds/sampling.py": "system/test_sweep.py",
+    "bounds/slices.py": "bounds/test_patch.py",
+    "bounds/spans.py": "bounds/test_patch.py",
+    "bounds/trace.py": "bounds/test_surrogate.py",
+    # Steps on the way to a dense matrix, compared with `torch.func` there.
+    "hessian/blocks.py": "hessian/test_samples.py",
+    "hessian/graph.py": "hessian/test_curvature.py",
+    # One object seen in two files.
+    "network/operator.py": "network/test_toeplitz.py",
+    "network/recorder.py": "network/test_layers.py",
+    "network/unfold.py": "network/test_layers.py",
+    "estimators/core.py": "estimators/test_sketch.py",
+    # Behind the door that they were made for.
+    "bounding.py": "subject/test_output.py",
+    "cli/app.py": "cli/test_bound.py",
+    "cli/offline.py": "cli/test_measure.py",
+    "estimators/registry.py": "system/test_extending.py",
+    "monitor/log.py": "monitor/test_run.py",
+    "sums.py": "test_metrics.py",
+}
 
 
 def expected(source: Path) -> Path:
