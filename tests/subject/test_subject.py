@@ -20,8 +20,8 @@ def test_batches_are_weighted_by_their_samples() -> None:
     assert [term.weight for term in terms] == [0.75, 0.25]
     assert subject.num_samples == 4
     together = F.mse_loss(model(torch.cat([x for x, _ in PAIRS])), torch.zeros(4, 1))
-    mean = sum(term.weight * float(term.evaluate().loss) for term in terms)
-    assert mean == pytest.approx(float(together), rel=1e-6)
+    mean = sum(term.weight * term.evaluate().loss.item() for term in terms)
+    assert mean == pytest.approx(together.item(), rel=1e-6)
     shared = Subject(model, PAIRS, model_step(F.mse_loss), total_samples=8)
     assert [term.weight for term in shared.loss_function().terms] == [0.375, 0.125]
 
