@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Part = Literal["total", "outer", "functional"]
-Method = Literal["dense", "sketch", "lanczos"]
+Method = Literal["dense", "sketch", "lanczos"] | str
+"""Name of an estimator: these, and what :func:`lightning_hessrank.estimators.estimator` added."""
 BoundKind = Literal["closed-form", "generic", "patch", "batch"]
 
 PARTS: tuple[Part, ...] = ("total", "outer", "functional")
-METHODS: tuple[Method, ...] = ("dense", "sketch", "lanczos")
 
 
 class BoundNotAvailableError(ValueError):

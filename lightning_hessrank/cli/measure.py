@@ -16,21 +16,12 @@ from rich.progress import Progress
 from torch.utils.data import DataLoader
 
 from lightning_hessrank.cli.checkpoints import Checkpoint, CheckpointError, find_checkpoints
-from lightning_hessrank.cli.parameters import Model, fail, parse_spec
+from lightning_hessrank.cli.parameters import Model, fail, parse_method, parse_spec
 from lightning_hessrank.cli.spec import Spec, SpecError
 from lightning_hessrank.network.batches import list_tensors
 
 if TYPE_CHECKING:
     from lightning_hessrank.cli.offline import OfflineRun
-
-
-class Method(str, enum.Enum):
-    """How ranks are found; see :class:`lightning_hessrank.HessianRankMonitor`."""
-
-    auto = "auto"
-    dense = "dense"
-    sketch = "sketch"
-    lanczos = "lanczos"
 
 
 class Mode(str, enum.Enum):
@@ -72,7 +63,14 @@ def measure(
             help="Where TensorBoard's files and measurements.csv go. Default: DIR/hessrank.",
         ),
     ] = None,
-    method: Annotated[Method, typer.Option(help="auto: by cost and memory, once.")] = Method.auto,
+    method: Annotated[
+        str,
+        typer.Option(
+            parser=parse_method,
+            metavar="METHOD",
+            help="dense, sketch, lanczos, or auto: by cost and memory, once.",
+        ),
+    ] = "auto",
     rtol: Annotated[
         float | None,
         typer.Option(
@@ -126,7 +124,7 @@ def measure(
             f"there is no *.ckpt in {checkpoints} or below", param_hint="'--checkpoints'"
         )
     settings = {
-        "method": method.value,
+        "method": method,
         "rtol": rtol,
         "max_samples": max_samples,
         "module_mode": mode.value,

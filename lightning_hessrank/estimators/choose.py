@@ -11,6 +11,7 @@ import torch
 
 from lightning_hessrank.estimators.dense import dense_bytes, dense_rank
 from lightning_hessrank.estimators.lanczos import DEFAULT_PRODUCTS, lanczos_rank
+from lightning_hessrank.estimators.registry import ESTIMATORS, Request, estimator, method_names
 from lightning_hessrank.estimators.sketch import CORE_RTOL, sketch_rank
 from lightning_hessrank.hessian.memory import memory_limit as default_memory_limit
 from lightning_hessrank.hessian.operator import Progress, SymmetricOperator
@@ -106,7 +107,7 @@ def estimate_rank(
 
     Args:
         operator: a symmetric matrix known by its products.
-        method: ``"dense"``, ``"sketch"``, ``"lanczos"`` or ``"auto"``, see :func:`choose_method`.
+        method: a name in :data:`ESTIMATORS`, or ``"auto"``: see :func:`choose_method`.
         rtol: relative tolerance of the count; ``None``: the method's own.
         max_rank: a known upper bound on the rank, for the sketch.
         seed: of the probes.
@@ -124,19 +125,32 @@ def estimate_rank(
         method = choose_method(
             operator, max_rank=max_rank, rtol=rtol, memory_limit=memory_limit
         ).method
-    common: _Common = {
-        "rtol": rtol,
-        "memory_limit": memory_limit,
-        "part": part,
-        "progress": progress,
-    }
-    if method == "dense":
-        return dense_rank(operator, **common)
-    if method == "sketch":
-        return sketch_rank(operator, max_rank=max_rank, seed=seed, counts=counts, **common)
-    if method == "lanczos":
-        return lanczos_rank(operator, seed=seed, **common)
-    raise ValueError(f"method must be one of 'auto', 'dense', 'sketch', 'lanczos', got {method!r}")
+    if method not in ESTIMATORS:
+        listed = ", ".join(map(repr, method_names()))
+        raise ValueError(f"method must be one of {listed}, got {method!r}")
+    request = Request(rtol, max_rank, seed, memory_limit, part, progress, counts)
+    return ESTIMATORS[method](operator, request)
+
+
+@estimator("dense")
+def _dense(operator: SymmetricOperator, request: Request) -> RankEstimate:
+    return dense_rank(operator, **_common(request))
+
+
+@estimator("sketch")
+def _sketch(operator: SymmetricOperator, request: Request) -> RankEstimate:
+    return sketch_rank(
+        operator,
+        max_rank=request.max_rank,
+        seed=request.seed,
+        counts=request.counts,
+        **_common(request),
+    )
+
+
+@estimator("lanczos")
+def _lanczos(operator: SymmetricOperator, request: Request) -> RankEstimate:
+    return lanczos_rank(operator, seed=request.seed, **_common(request))
 
 
 class _Common(TypedDict):
@@ -144,6 +158,16 @@ class _Common(TypedDict):
     memory_limit: int | None
     part: Part
     progress: Progress | None
+
+
+def _common(request: Request) -> _Common:
+    """What every built-in estimator heeds."""
+    return {
+        "rtol": request.rtol,
+        "memory_limit": request.memory_limit,
+        "part": request.part,
+        "progress": request.progress,
+    }
 
 
 def seconds_per_product(operator: SymmetricOperator) -> float:

@@ -18,7 +18,7 @@ from lightning_hessrank.monitor.failures import HessianRankWarning
 from lightning_hessrank.monitor.log import logger
 from lightning_hessrank.monitor.run import Session
 from lightning_hessrank.monitor.settings import Settings
-from lightning_hessrank.results import Measurement
+from lightning_hessrank.results import Measurement, Method
 from lightning_hessrank.subject.step import LossFn
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class HessianRankMonitor(Callback):
         *,
         every_n_epochs: int | None = None,
         every_n_steps: int | None = None,
-        method: Literal["auto", "dense", "sketch", "lanczos"] = "auto",
+        method: Method = "auto",
         rtol: float | None = None,
         data: Any = None,
         max_samples: int | None = 512,

@@ -8,11 +8,12 @@ from typing import Any, Literal
 
 from torch.utils.data import Dataset
 
+from lightning_hessrank.estimators import method_names
+from lightning_hessrank.results import Method
 from lightning_hessrank.subject.step import LossFn
 from lightning_hessrank.tolerance import check_rtol
 
 _CHOICES = {
-    "method": ("auto", "dense", "sketch", "lanczos"),
     "module_mode": ("eval", "train"),
     "on_error": ("warn", "raise"),
 }
@@ -29,7 +30,7 @@ class Settings:
 
     every_n_epochs: int | None
     every_n_steps: int | None
-    method: Literal["auto", "dense", "sketch", "lanczos"]
+    method: Method
     rtol: float | None
     data: Any
     max_samples: int | None
@@ -46,7 +47,7 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("every_n_epochs", "every_n_steps", "max_samples"):
             _check_positive(name, getattr(self, name))
-        for name, choices in _CHOICES.items():
+        for name, choices in {"method": method_names(), **_CHOICES}.items():
             value = getattr(self, name)
             if value not in choices:
                 listed = ", ".join(map(repr, choices))

@@ -8,28 +8,13 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, jacrev
 from torch.nn import functional
 
 from lightning_hessrank.api import batch_bound
 from lightning_hessrank.results import NonFiniteError
-from tests.oracles import symmetric_rank
+from tests.oracles import exact_rank
 
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU, "linear": nn.Identity}
-
-
-def exact_rank(model: nn.Module, loss_fn: Callable[..., Tensor], x: Tensor, y: Tensor) -> int:
-    """Rank of the dense Hessian of the network as it is."""
-    named = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
-    shapes = [p.shape for p in named.values()]
-    theta = torch.cat([p.flatten() for p in named.values()])
-
-    def loss_at(vector: Tensor) -> Tensor:
-        pieces = vector.split([s.numel() for s in shapes])
-        values = [piece.reshape(s) for piece, s in zip(pieces, shapes, strict=True)]
-        return loss_fn(functional_call(model, dict(zip(named, values, strict=True)), (x,)), y)
-
-    return symmetric_rank(jacrev(grad(loss_at))(theta))
 
 
 class Residual(nn.Module):

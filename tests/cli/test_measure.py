@@ -68,6 +68,7 @@ def test_same_numbers_as_the_callback(run: list[dict[str, Any]], hessrank: Any) 
         assert offline["bound"] == online["bound"] == 45
 
 
+@pytest.mark.slow
 def test_tensorboard_gets_it(run: list[dict[str, Any]], hessrank: Any) -> None:
     hessrank(*COMMAND)
     events = EventAccumulator("run/hessrank", size_guidance={"scalars": 0}).Reload()
@@ -75,6 +76,7 @@ def test_tensorboard_gets_it(run: list[dict[str, Any]], hessrank: Any) -> None:
     assert found == [(x["step"], x["rank"]) for x in run[1:]]
 
 
+@pytest.mark.slow
 def test_table_is_printed(run: list[dict[str, Any]], hessrank: Any) -> None:
     lines = hessrank(*COMMAND).stdout.splitlines()
     assert lines[0].split()[:4] == ["step", "epoch", "loss", "rank"]
@@ -82,6 +84,7 @@ def test_table_is_printed(run: list[dict[str, Any]], hessrank: Any) -> None:
     assert "tensorboard --logdir run/hessrank" in lines
 
 
+@pytest.mark.slow
 def test_goes_on_where_it_stopped(
     run: list[dict[str, Any]], hessrank: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,6 +116,7 @@ def test_goes_on_where_it_stopped(
     assert len(rows()) == 3
 
 
+@pytest.mark.slow
 def test_broken_files_are_reported_and_skipped(run: list[dict[str, Any]], hessrank: Any) -> None:
     folder = Path("run/checkpoints")
     whole = (folder / "epoch=1-step=8.ckpt").read_bytes()
@@ -148,6 +152,7 @@ def test_broken_files_are_reported_and_skipped(run: list[dict[str, Any]], hessra
     assert told[str(folder / "short.ckpt")].startswith("the weights do not fit 'train:Net': ")
 
 
+@pytest.mark.slow
 def test_two_runs_in_one_folder_are_told_apart(run: list[dict[str, Any]], hessrank: Any) -> None:
     first = Path("run/checkpoints/epoch=0-step=4.ckpt")
     other = torch.load(first, weights_only=True)
@@ -162,6 +167,7 @@ def test_two_runs_in_one_folder_are_told_apart(run: list[dict[str, Any]], hessra
     )
 
 
+@pytest.mark.slow
 def test_settings_are_fixed_within_a_folder(run: list[dict[str, Any]], hessrank: Any) -> None:
     hessrank(*COMMAND)
     result = hessrank(*COMMAND, "--rtol", "0.1")
@@ -175,6 +181,7 @@ def test_settings_are_fixed_within_a_folder(run: list[dict[str, Any]], hessrank:
     assert hessrank(*COMMAND, "--rtol", "0.1", "--output", "other").exit_code == 0
 
 
+@pytest.mark.slow
 def test_options_have_their_effect(run: list[dict[str, Any]], hessrank: Any) -> None:
     hessrank(*COMMAND, "--loss-fn", "train:shifted_loss", "--output", "shifted")
     hessrank(*COMMAND, "--max-samples", "2", "--output", "two")
@@ -195,6 +202,7 @@ def _measured(hessrank: Any) -> str:
     return "run/hessrank"
 
 
+@pytest.mark.slow
 def test_data_module_and_shuffled_loader_are_the_same_data_each_time(
     run: list[dict[str, Any]], hessrank: Any
 ) -> None:

@@ -16,8 +16,10 @@ from lightning_hessrank.estimators import (
     lanczos_rank,
     sketch_rank,
 )
-from lightning_hessrank.hessian import DenseOperator
+from lightning_hessrank.hessian import DenseOperator, LossCurvature
+from lightning_hessrank.hessian.parts import PartOperator
 from tests.estimators.planted import planted
+from tests.networks import Problem
 
 module = sys.modules["lightning_hessrank.estimators.choose"]
 
@@ -138,3 +140,13 @@ def test_nothing_is_started_that_would_exceed_the_memory(method: str, text: str)
     with pytest.raises(MemoryError) as caught:
         estimate_rank(operator, method=method, memory_limit=10**5)
     assert str(caught.value) == text
+
+
+def test_cost_of_a_dense_matrix_is_asked_only_where_it_fits(monkeypatch) -> None:
+    asked = []
+    monkeypatch.setattr(PartOperator, "dense_cost", lambda self: asked.append(self.dim) or 1.0)
+    operator = LossCurvature(Problem("mlp").function()).operator()
+    choose_method(operator, memory_limit=10**4)
+    assert asked == []
+    choose_method(operator)
+    assert asked == [operator.dim]

@@ -150,6 +150,7 @@ def test_several_optimisers_count_their_steps() -> None:
 # -- resume ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("val", [False, True])
 @pytest.mark.parametrize("schedule", [{}, {"every_n_steps": 3}])
 def test_resumed_history_is_that_of_an_uninterrupted_run(

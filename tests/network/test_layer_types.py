@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lightning_hessrank import batch_bound, rank_bound
 from lightning_hessrank.hessian import Evaluation, LossCurvature, LossFunction, LossTerm
+from lightning_hessrank.hessian.dense import add_sampled
 from lightning_hessrank.hessian.samples import SampleHessian
 from lightning_hessrank.network.layers import (
     Layer,
@@ -228,7 +229,7 @@ def test_a_new_type_has_a_factor_and_derivatives_by_samples(
     torch.testing.assert_close(factor.T @ factor, outer)
     total = torch.zeros(curvature.num_parameters, curvature.num_parameters).double()
     starts = {0: 0, 1: curvature.sizes[0], 2: sum(curvature.sizes[:2])}
-    covered = curvature.add_sampled("total", starts, total, lambda _: None)
+    covered = add_sampled(curvature, "total", starts, total, lambda _: None)
     assert covered == ({0, 1, 2} if name == POSITIONWISE else {1, 2})
     if name == POSITIONWISE:
         found = (total + total.T) / 2

@@ -79,6 +79,7 @@ def matrix(build, steps: int, part: str = "total") -> Tensor:
     return curvature(build, steps).operator(part).to_dense()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [0, 60])
 @pytest.mark.parametrize("build", [cnn, linear])
 @pytest.mark.parametrize("part", ["total", "outer", "functional"])
@@ -92,6 +93,7 @@ def test_lanczos_agrees_with_dense(build, steps: int, part: str) -> None:
         assert estimate.num_products < operator.dim
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["total", "outer", "functional"])
 def test_sketch_agrees_with_dense_where_the_network_is_linear(part: str) -> None:
     operator = curvature(linear, 0).operator(part)
@@ -102,6 +104,7 @@ def test_sketch_agrees_with_dense_where_the_network_is_linear(part: str) -> None
     assert sketch.num_products < operator.dim
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["total", "outer", "functional"])
 @pytest.mark.filterwarnings("ignore:the rank is too close to the dimension")
 def test_sketch_agrees_with_dense_after_training(part: str) -> None:
@@ -112,6 +115,7 @@ def test_sketch_agrees_with_dense_after_training(part: str) -> None:
     assert sketch_rank(operator, rtol=1e-2).rank == dense.rank_at(1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rtol", [1e-1, 1e-2, 1e-3])
 def test_lanczos_interval_covers_the_dense_count(rtol: float) -> None:
     """A reduced form of the benchmark's 100 estimates: 10 of them."""

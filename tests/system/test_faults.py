@@ -292,6 +292,7 @@ def live_bytes() -> int:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::lightning_hessrank.monitor.callback.HessianRankWarning")
 @pytest.mark.parametrize("failing", [False, True])
 def test_nothing_leaks(failing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
