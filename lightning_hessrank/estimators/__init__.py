@@ -1,7 +1,7 @@
 """From an operator to the rank of its matrix."""
 
 from lightning_hessrank.estimators.choose import MethodChoice, choose_method, estimate_rank
-from lightning_hessrank.estimators.dense import dense_parts, dense_rank
+from lightning_hessrank.estimators.dense import dense_parts, dense_rank, smaller_rank
 from lightning_hessrank.estimators.lanczos import UnresolvedError, lanczos_rank
 from lightning_hessrank.estimators.sketch import sketch_rank
 
@@ -14,4 +14,5 @@ __all__ = [
     "estimate_rank",
     "lanczos_rank",
     "sketch_rank",
+    "smaller_rank",
 ]
