@@ -64,6 +64,18 @@ class RankEstimate:
     """Relative tolerance -> standard error of the count; empty where all counts are exact."""
     num_probes: int | None = None
     """Independent probes behind ``std_error`` (lanczos), else ``None``."""
+    ranges: Mapping[float, tuple[int, int]] = field(default_factory=dict, repr=False)
+    """Relative tolerance -> (lower, upper) count, at tolerances where a count is not exact; see
+    :meth:`range_at`."""
+    largest: float | None = None
+    """Largest eigenvalue; ``None`` where unknown."""
+    smallest: float | None = None
+    """Smallest (most negative) eigenvalue; ``None`` where unknown."""
+    trace: float | None = None
+    frobenius_norm: float | None = None
+    """``‖H‖_F``; ``None``, as the trace, where unknown."""
+    standard_errors: Mapping[str, float] = field(default_factory=dict, repr=False)
+    """Name of one of the four above -> its standard error; empty where they are exact."""
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -112,6 +124,25 @@ class RankEstimate:
             f"the {self.method} method knows the count at rtol {resolved} only, not at {rtol:.3g}; "
             "pass that rtol to the measurement, or use method='dense'"
         )
+
+    def range_at(self, rtol: float) -> tuple[int, int]:
+        """Return (lower, upper) count beyond a relative tolerance; equal where it is exact.
+
+        The lower count is certain: a subspace never shows more eigenvalues beyond a cut than there
+        are. The upper one is what its probes allow. ``(0, num_parameters)`` where nothing is known.
+
+        Raises:
+            ValueError: ``rtol`` is outside ``[0, 1)``.
+        """
+        rtol = check_rtol(rtol)
+        for known, found in self.ranges.items():
+            if math.isclose(rtol, known, rel_tol=1e-9, abs_tol=0.0):
+                return found
+        try:
+            count = self.rank_at(rtol)
+        except ValueError:
+            return 0, self.num_parameters
+        return (0, self.num_parameters) if math.isnan(count) else (int(count), int(count))
 
 
 def nan_estimate(

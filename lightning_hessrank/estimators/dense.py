@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
+from lightning_hessrank.estimators.measures import measures_of_spectrum
 from lightning_hessrank.hessian.memory import memory_limit as default_memory_limit
 from lightning_hessrank.hessian.operator import (
     Progress,
@@ -50,6 +52,13 @@ def dense_rank(
     if matrix is None:
         matrix = operator.to_dense(progress)
         operator.check_finite(matrix)
+    return _estimate(operator, matrix, rtol, part, start)
+
+
+def _estimate(
+    operator: SymmetricOperator, matrix: Tensor, rtol: float | None, part: Part, start: float
+) -> RankEstimate:
+    """Estimate from the operator's matrix, or from a smaller one."""
     return spectrum_estimate(
         pad_with_zeros(symmetric_eigenvalues(matrix), operator.dim),
         rtol=machine_rtol(operator.dim, operator.dtype) if rtol is None else rtol,
@@ -57,6 +66,45 @@ def dense_rank(
         num_products=len(matrix),
         seconds=time.perf_counter() - start,
     )
+
+
+#: A smaller matrix of up to so many rows is preferred to any other way.
+MAX_ROWS = 5000
+
+
+def smaller_rank(
+    operator: SymmetricOperator,
+    *,
+    rtol: float | None = None,
+    max_rows: int = MAX_ROWS,
+    memory_limit: int | None = None,
+    part: Part = "total",
+    progress: Progress | None = None,
+) -> RankEstimate | None:
+    """Exact rank from a smaller matrix with the same nonzero eigenvalues, where there is one.
+
+    The outer part has one, of a row for every sample and output, whatever its dimension: then its
+    spectrum is known at every tolerance, whichever method the total needs.
+
+    Args:
+        operator: the symmetric matrix.
+        rtol: relative cut-off in ``[0, 1)``; ``None``: ``dim * eps`` of the operator's dtype.
+        max_rows: of the smaller matrix.
+        memory_limit: bytes; ``None``: half of what is free.
+        part: what the operator is, for the result.
+        progress: called between blocks of rows.
+
+    Returns:
+        ``None`` if there is no such matrix, or it has too many rows.
+
+    Raises:
+        NonFiniteError: the matrix has nan or inf.
+    """
+    start = time.perf_counter()
+    limit = default_memory_limit(operator.device) if memory_limit is None else memory_limit
+    rows = min(max_rows, math.isqrt(limit // dense_bytes(1)), operator.dim - 1)
+    matrix = operator.smaller_matrix(rows + 1, progress)
+    return None if matrix is None else _estimate(operator, matrix, rtol, part, start)
 
 
 def dense_parts(
@@ -87,17 +135,13 @@ def dense_parts(
         estimate = dense_rank(whole, rtol=rtol, memory_limit=memory_limit, progress=progress)
         return {"total": estimate}
     check_memory(whole, memory_limit)
-    clock, estimates = _Clock(), {}
+    last, estimates = time.perf_counter(), {}
 
     def measure(part: Part, matrix: Tensor) -> RankEstimate:
-        eigenvalues = pad_with_zeros(symmetric_eigenvalues(matrix), whole.dim)
-        return spectrum_estimate(
-            eigenvalues,
-            rtol=machine_rtol(whole.dim, whole.dtype) if rtol is None else rtol,
-            part=part,
-            num_products=len(matrix),
-            seconds=clock.lap(),
-        )
+        nonlocal last
+        estimate = _estimate(whole, matrix, rtol, part, last)
+        last = time.perf_counter()
+        return estimate
 
     def build(part: Part, half: int) -> Tensor:
         matrix = operators[part].to_dense(_half(progress, half))
@@ -123,17 +167,6 @@ def _half(progress: Progress | None, half: int) -> Progress | None:
     if progress is None:
         return None
     return lambda done, total: progress(min(half * total + done, 2 * total), 2 * total)
-
-
-class _Clock:
-    """Seconds since the last lap."""
-
-    def __init__(self) -> None:
-        self._last = time.perf_counter()
-
-    def lap(self) -> float:
-        last, self._last = self._last, time.perf_counter()
-        return self._last - last
 
 
 def dense_bytes(dim: int) -> int:
@@ -182,8 +215,9 @@ def symmetric_eigenvalues(matrix: Tensor) -> Tensor:
 
 def pad_with_zeros(eigenvalues: Tensor, size: int) -> Tensor:
     """Return ascending eigenvalues with zeros added up to ``size`` of them."""
+    negative = int((eigenvalues < 0).sum())
     zeros = eigenvalues.new_zeros(size - len(eigenvalues))
-    return torch.cat([eigenvalues, zeros]).sort().values if len(zeros) else eigenvalues
+    return torch.cat([eigenvalues[:negative], zeros, eigenvalues[negative:]])
 
 
 def spectrum_estimate(
@@ -196,6 +230,7 @@ def spectrum_estimate(
 ) -> RankEstimate:
     """Rank estimate from a whole spectrum, ``(dim,)`` ascending."""
     rank = numerical_rank(eigenvalues, rtol)
+    nonzero = eigenvalues[eigenvalues != 0]
     return RankEstimate(
         rank=rank.rank,
         std_error=0.0,
@@ -208,5 +243,6 @@ def spectrum_estimate(
         seconds=seconds,
         part=part,
         eigenvalues=eigenvalues.cpu(),
-        counts={t: numerical_rank(eigenvalues, t).rank for t in COUNT_TOLERANCES},
+        counts={t: numerical_rank(nonzero, t).rank for t in COUNT_TOLERANCES},
+        **measures_of_spectrum(eigenvalues),
     )
