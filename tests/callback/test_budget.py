@@ -12,7 +12,7 @@ from torch.utils.data import TensorDataset
 
 from lightning_hessrank import HessianRankMonitor
 from lightning_hessrank.monitor.clock import Clock
-from lightning_hessrank.subject import session
+from lightning_hessrank.monitor import run
 from tests.callback.training import QUIET, loader, memory_logger, plain_module
 
 
@@ -38,13 +38,13 @@ def test_measurements_wait_until_the_budget_allows_them(
     share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A measurement takes two seconds: each but the first as early as the share stays below."""
-    now, real = FakeTime(), session.measure
+    now, real = FakeTime(), run.measure
 
     def slow(*args: Any, **kwargs: Any) -> Any:
         now.seconds += 2.0
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(session, "measure", slow)
+    monkeypatch.setattr(run, "measure", slow)
     monitor = HessianRankMonitor(
         method="dense", every_n_steps=1, max_overhead=share, on_error="raise"
     )

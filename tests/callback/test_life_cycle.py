@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lightning_hessrank import HessianRankMonitor
 from lightning_hessrank.monitor.callback import HessianRankWarning
-from lightning_hessrank.subject import session
+from lightning_hessrank.monitor import run
 from tests.callback.training import QUIET, loader, memory_logger, plain_module
 
 BATCHES = 4  # of six samples, in an epoch
@@ -274,7 +274,7 @@ def test_interruption_in_the_middle_of_a_measurement(
         released.append(self)
 
     monkeypatch.setattr(session.Subject, "release", release)
-    real_measure = session.measure
+    real_measure = run.measure
 
     def interrupted(*args: Any, **kwargs: Any) -> Any:
         if len(released) == 1:
@@ -282,7 +282,7 @@ def test_interruption_in_the_middle_of_a_measurement(
             raise error("in the middle")
         return real_measure(*args, **kwargs)
 
-    monkeypatch.setattr(session, "measure", interrupted)
+    monkeypatch.setattr(run, "measure", interrupted)
     monitor, module = strict(), plain_module(pl)
     trainer = pl.Trainer(**QUIET, max_epochs=2, callbacks=[monitor])
     with pytest.raises((error, SystemExit)):

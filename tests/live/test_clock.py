@@ -8,7 +8,7 @@ import pytest
 
 from lightning_hessrank.monitor.clock import Clock
 from lightning_hessrank.monitor.progress import ProgressBar, progress_bar
-from lightning_hessrank.subject import progress
+from lightning_hessrank.monitor import progress
 
 
 class FakeTime:
