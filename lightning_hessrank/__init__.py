@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-import lightning_hessrank.dashboard.figures as _figures  # so that results know how to plot
+import lightning_hessrank.dashboard.figures  # noqa: F401  (so that results know how to plot)
 from lightning_hessrank.api import hessian_rank
 from lightning_hessrank.bounds import batch_bound, rank_bound, toeplitz_matrix
 from lightning_hessrank.results import BoundNotAvailableError, RankBound, RankEstimate

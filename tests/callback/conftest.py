@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from lightning_hessrank.monitor import bounds
 from lightning_hessrank.results import RankBound
-from lightning_hessrank.monitor import run
 
 ADVICE = (
     ".*does not have many workers.*",
@@ -40,4 +40,4 @@ def _stub_bounds(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     if "real_bounds" in request.fixturenames:
         return
     stub = RankBound(9, 5, 4, (), 9, "closed-form", is_theorem=False, reason="It is a stub.")
-    monkeypatch.setattr(run, "reference_bound", lambda subject: stub)
+    monkeypatch.setattr(bounds, "reference_bound", lambda subject: stub)

@@ -67,12 +67,12 @@ class Findings(pl.Callback):
         trainer.save_checkpoint(f"{self.out}.ckpt")
         found = {
             "histories": [x.history for x in self.monitors],
-            "failures": [x._session.failures.failed.total() for x in self.monitors],
-            "skipped": [x._session.series.skipped for x in self.monitors],
+            "failures": [x._run.failures.failed.total() for x in self.monitors],
+            "skipped": [x._run.series.skipped for x in self.monitors],
             "metrics": {k: float(v) for k, v in trainer.callback_metrics.items()},
             "steps": trainer.global_step,
             "references": [
-                None if x._session.series.reference is None else x._session.series.reference.batches
+                None if x._run.series.reference is None else x._run.series.reference.batches
                 for x in self.monitors
             ],
         }
@@ -126,7 +126,7 @@ def train(out: str, mode: str) -> None:
     monitors = [] if mode == "alone" else [HessianRankMonitor(**options)]
     if mode == "budget":  # the first process can afford every measurement, the second none
         projected = float(os.environ.get("LOCAL_RANK", "0"))
-        monitors[0]._session.series.clock.projected_overhead = lambda: projected  # type: ignore[method-assign]
+        monitors[0]._run.series.clock.projected_overhead = lambda: projected  # type: ignore[method-assign]
     trainer = pl.Trainer(
         **{**QUIET, "max_epochs": 3 if mode == "failing" else 2},
         strategy="ddp_spawn" if mode == "spawn" else "ddp",

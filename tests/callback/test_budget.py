@@ -11,8 +11,8 @@ import torch
 from torch.utils.data import TensorDataset
 
 from lightning_hessrank import HessianRankMonitor
-from lightning_hessrank.monitor.clock import Clock
 from lightning_hessrank.monitor import run
+from lightning_hessrank.monitor.clock import Clock
 from tests.callback.training import QUIET, loader, memory_logger, plain_module
 
 
@@ -48,7 +48,7 @@ def test_measurements_wait_until_the_budget_allows_them(
     monitor = HessianRankMonitor(
         method="dense", every_n_steps=1, max_overhead=share, on_error="raise"
     )
-    monitor._session.series.clock = Clock(now)
+    monitor._run.series.clock = Clock(now)
     logger = memory_logger(pl)
     trainer = pl.Trainer(
         **{**QUIET, "logger": logger}, max_epochs=12, callbacks=[Tick(now), monitor]
@@ -64,7 +64,7 @@ def test_measurements_wait_until_the_budget_allows_them(
     assert len(expected) > 2
     assert all(r["overhead"] < share for r in monitor.history[1:])
     skipped = 49 - len(expected)
-    assert monitor._session.series.skipped == skipped
+    assert monitor._run.series.skipped == skipped
     logged = [x["hessian-time/skipped"] for _, x in logger.logged if "hessian-time/skipped" in x]
     assert max(logged) == skipped
 

@@ -119,17 +119,17 @@ def test_resume_gives_every_process_its_own_data_back(out: Path) -> None:
     for rank, found in enumerate(findings(out, "plain")):
         monitor = HessianRankMonitor()
         monitor.load_state_dict(state)
-        series = monitor._session.series
+        series = monitor._run.series
         series.restore_reference(Processes(rank, 2))
         assert series.reference is not None
         assert differences(series.reference.batches, found["references"][0]) == []
     single = HessianRankMonitor()
     single.load_state_dict(state)
-    single._session.series.restore_reference(Processes())
-    reference = single._session.series.reference
+    single._run.series.restore_reference(Processes())
+    reference = single._run.series.reference
     assert reference is not None
     assert len(reference.batches) == 2  # one process now holds those of both
-    assert not single._session.series.is_on_other_data()
+    assert not single._run.series.is_on_other_data()
 
 
 # -- strategies that are refused ---------------------------------------------------------------

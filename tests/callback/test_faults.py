@@ -17,10 +17,10 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_hessrank import HessianRankMonitor
+from lightning_hessrank import HessianRankMonitor, bounding, measure
 from lightning_hessrank.hessian import LossCurvature
+from lightning_hessrank.monitor import bounds
 from lightning_hessrank.monitor.callback import HessianRankWarning
-from lightning_hessrank.subject import measure, network, session
 from tests.callback.training import QUIET, loader, memory_logger, plain_module
 
 TABLE = Path(__file__).with_name("faults.md")
@@ -71,7 +71,7 @@ def no_bound(patch: pytest.MonkeyPatch) -> None:
     def reference_bound(subject: Any) -> Any:
         raise IndexError("list index out of range")
 
-    patch.setattr(session, "reference_bound", reference_bound)
+    patch.setattr(bounds, "reference_bound", reference_bound)
 
 
 @fault(
@@ -195,7 +195,7 @@ def _(patch: pytest.MonkeyPatch, run: dict[str, Any]) -> None:
     "4 of 4 measurements failed; the reason was given above",
 )
 def _(patch: pytest.MonkeyPatch, run: dict[str, Any]) -> None:
-    patch.setattr(session, "reference_bound", network.reference_bound)  # is not asked
+    patch.setattr(bounds, "reference_bound", bounding.reference_bound)  # is not asked
 
     def loss(module: Any, batch: Any) -> Any:
         return {}[0]
@@ -211,7 +211,7 @@ def _(patch: pytest.MonkeyPatch, run: dict[str, Any]) -> None:
     "4 of 4 measurements failed; the reason was given above",
 )
 def _(patch: pytest.MonkeyPatch, run: dict[str, Any]) -> None:
-    patch.setattr(session, "reference_bound", network.reference_bound)  # is not asked
+    patch.setattr(bounds, "reference_bound", bounding.reference_bound)  # is not asked
     run["monitor"]["loss_fn"] = lambda module, batch: batch[0].sum()
 
 
@@ -235,7 +235,7 @@ def _(patch: pytest.MonkeyPatch, run: dict[str, Any]) -> None:
     "training_step or loss_fn, or use a loss of torch.nn.functional",
 )
 def _(patch: pytest.MonkeyPatch, run: dict[str, Any]) -> None:
-    patch.setattr(session, "reference_bound", network.reference_bound)
+    patch.setattr(bounds, "reference_bound", bounding.reference_bound)
     run["monitor"]["loss_fn"] = lambda module, batch: module.net(batch[0]).pow(4).mean()
 
 

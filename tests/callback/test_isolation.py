@@ -18,7 +18,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from lightning_hessrank import HessianRankMonitor
-from lightning_hessrank.subject import reference, session, subject, trainer_view
+from lightning_hessrank.monitor import reference
+from lightning_hessrank.monitor import run as monitor_run
+from lightning_hessrank.subject import subject, trainer_view
 from tests.callback.training import (
     NAMESPACES,
     QUIET,
@@ -158,7 +160,7 @@ def without_restored_dtype(patch: pytest.MonkeyPatch) -> None:
 
 
 def without_restored_loader(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(session, "as_batches", lambda data, transfer: map(transfer, data))
+    patch.setattr(monitor_run, "as_batches", lambda data, transfer: map(transfer, data))
 
 
 LEFT_OUT: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str]] = {
@@ -231,7 +233,7 @@ def test_reference_batch_is_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
         monitor = HessianRankMonitor(every_n_steps=1, on_error="raise")
         trainer = pl.Trainer(max_steps=3, callbacks=[monitor], **QUIET)
         trainer.fit(messy_module(pl), loader())
-        batches = monitor._session.series.reference.batches
+        batches = monitor._run.series.reference.batches
         return {reference.fingerprint(batches), *(x["reference"] for x in monitor.history)}
 
     assert len({x[:16] for x in fingerprints()}) == 1

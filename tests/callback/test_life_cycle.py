@@ -13,8 +13,8 @@ from pytorch_lightning.tuner import Tuner
 from torch import Tensor, nn
 
 from lightning_hessrank import HessianRankMonitor
-from lightning_hessrank.monitor.callback import HessianRankWarning
 from lightning_hessrank.monitor import run
+from lightning_hessrank.monitor.callback import HessianRankWarning
 from tests.callback.training import QUIET, loader, memory_logger, plain_module
 
 BATCHES = 4  # of six samples, in an epoch
@@ -270,10 +270,10 @@ def test_interruption_in_the_middle_of_a_measurement(
     """Nothing half-measured remains, and the same run can go on."""
     released: list[Any] = []
 
-    def release(self: session.Subject) -> None:
+    def release(self: run.Subject) -> None:
         released.append(self)
 
-    monkeypatch.setattr(session.Subject, "release", release)
+    monkeypatch.setattr(run.Subject, "release", release)
     real_measure = run.measure
 
     def interrupted(*args: Any, **kwargs: Any) -> Any:

@@ -15,6 +15,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_hessrank import HessianRankMonitor
+from lightning_hessrank.monitor.run import Run
 
 COMMAND = ("measure", "train:Net", "--checkpoints", "run", "--data", "train:batch")
 
@@ -85,18 +86,18 @@ def test_table_is_printed(run: list[dict[str, Any]], hessrank: Any) -> None:
 def test_goes_on_where_it_stopped(
     run: list[dict[str, Any]], hessrank: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    take = HessianRankMonitor.on_train_end
+    take = Run.take
     count = 0
 
-    def interrupted(self: Any, trainer: Any, module: Any) -> None:
+    def interrupted(*args: Any) -> Any:
         nonlocal count
         count += 1
         if count == 3:
             raise KeyboardInterrupt
-        take(self, trainer, module)
+        return take(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(HessianRankMonitor, "on_train_end", interrupted)
+        patch.setattr(Run, "take", interrupted)
         result = hessrank(*COMMAND)
     assert result.exit_code == 130
     assert result.stderr.splitlines()[-1] == "interrupted; the same command goes on from here"
