@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import csv
 import importlib
+import os
+import subprocess
+import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_hessrank import HessianRankMonitor
+from lightning_hessrank.dashboard import Dashboard
 from lightning_hessrank.monitor.run import Run
 
 COMMAND = ("measure", "train:Net", "--checkpoints", "run", "--data", "train:batch")
@@ -112,6 +117,161 @@ def test_goes_on_where_it_stopped(
     assert again.exit_code == 0
     assert "4 of 4 are measured already, or copies" in again.stderr
     assert len(rows()) == 3
+
+
+def before(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    raise KeyboardInterrupt
+
+
+def after(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    function(*args, **kwargs)
+    raise KeyboardInterrupt
+
+
+#: What a measurement writes, in order: where it is, and which of its calls belongs to the second
+#: checkpoint.
+WRITES = {
+    "events": (Dashboard, "write", 2),
+    "state": (torch, "save", 2),
+    "state is put in its place": (os, "replace", 3),
+    "table is put in its place": (os, "replace", 4),
+}
+
+
+@pytest.mark.parametrize("where", [before, after])
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES.keys())
+def test_interrupted_between_any_two_writes_nothing_is_lost(
+    run: list[dict[str, Any]],
+    hessrank: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    where: Callable[..., Any],
+    write: tuple[Any, str, int],
+) -> None:
+    owner, name, which = write
+    real, calls = getattr(owner, name), 0
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return (where(real, *args, **kwargs)) if calls == which else real(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, interrupted)
+        assert hessrank(*COMMAND).exit_code == 130
+    assert calls == which
+    result = hessrank(*COMMAND)
+    assert result.exit_code == 0, result.stderr
+    live = [(x["step"], x["rank"]) for x in run[1:]]
+    assert [(int(row["step"]), float(row["hessian/rank"])) for row in rows()] == live
+    kept = torch.load("run/hessrank/monitor.pt", weights_only=True)
+    assert [(x["step"], x["rank"]) for x in kept["monitor"]["history"]] == live
+    assert [row["step"] for row in kept["rows"]] == [4, 8, 12]
+    events = EventAccumulator("run/hessrank", size_guidance={"scalars": 0}).Reload()
+    shown = [(event.step, event.value) for event in events.Scalars("hessian/rank")]
+    assert sorted(set(shown)) == live  # a step may be there twice, with the same number
+    assert len(shown) <= 4
+    assert len(result.stdout.split("\n\n")[0].splitlines()) == 4
+    assert not list(Path("run/hessrank").glob("*.part"))
+
+
+def test_damaged_state_is_an_error_that_says_what_to_do(
+    run: list[dict[str, Any]], hessrank: Any
+) -> None:
+    hessrank(*COMMAND)
+    state = Path("run/hessrank/monitor.pt")
+    state.write_bytes(state.read_bytes()[:100])
+    result = hessrank(*COMMAND)
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1] == (
+        "Error: run/hessrank/monitor.pt is damaged or of another version (RuntimeError while "
+        "reading it); remove it to measure anew, or choose another --output"
+    )
+
+
+def test_unusable_folder_is_an_error(run: list[dict[str, Any]], hessrank: Any) -> None:
+    Path("file").write_text("")
+    result = hessrank(*COMMAND, "--output", "file/inside")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1] == "Error: file/inside cannot be used: Not a directory"
+
+
+def test_table_says_how_and_on_what_every_rank_was_found(
+    run: list[dict[str, Any]], hessrank: Any
+) -> None:
+    table = hessrank(*COMMAND).stdout.split("\n\n")[0].splitlines()
+    for word in ("tolerance", "method", "samples", "mode", "which is a"):
+        assert word in table[0]
+    p = run[1]["num_parameters"]
+    for line in table[1:]:
+        assert f"{p * torch.finfo(torch.float64).eps:.2g} max|λ|   dense       16  eval" in line
+        assert " reference line " in line
+    estimated = hessrank(*COMMAND, "--method", "lanczos", "--output", "estimated").stdout
+    history = torch.load("estimated/monitor.pt", weights_only=True)["monitor"]["history"]
+    table = estimated.split("\n\n")[0].splitlines()
+    assert "0.001 max|λ|" in table[1]
+    assert "lanczos" in table[1]
+    assert ("95 % interval" in table[0]) == any("rank_lower" in x for x in history)
+
+
+READING_STEP = """
+from train import Net as Plain
+
+class Net(Plain):
+    def training_step(self, batch, batch_idx):
+        scale = {scale}
+        return super().training_step(batch, batch_idx) * scale
+"""
+
+
+def test_step_reads_where_the_checkpoint_stands(run: list[dict[str, Any]], hessrank: Any) -> None:
+    scale = (
+        "1 + self.trainer.global_step * self.trainer.world_size + self.trainer.is_global_zero"
+        " * (self.global_step + 100 * self.current_epoch)"
+    )
+    Path("reading.py").write_text(READING_STEP.format(scale=scale))
+    hessrank(*COMMAND)
+    hessrank("measure", "reading:Net", *COMMAND[2:], "--output", "reading")
+    plain, reading = (
+        torch.load(f"{folder}/monitor.pt", weights_only=True)["monitor"]["history"]
+        for folder in ("run/hessrank", "reading")
+    )
+    for a, b in zip(plain, reading, strict=True):
+        factor = 1 + 2 * a["step"] + 100 * a["epoch"]
+        assert b["loss"] == pytest.approx(a["loss"] * factor, rel=1e-12)
+
+
+def test_step_is_not_told_what_a_checkpoint_does_not_know(
+    run: list[dict[str, Any]], hessrank: Any
+) -> None:
+    Path("asking.py").write_text(READING_STEP.format(scale="self.trainer.max_epochs"))
+    result = hessrank("measure", "asking:Net", *COMMAND[2:])
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1].endswith(
+        "AttributeError: the step reads trainer.max_epochs, which a checkpoint does not tell; pass "
+        "a loss function that needs no trainer (loss_fn(module, batch) -> scalar loss)"
+    )
+
+
+@pytest.mark.parametrize("missing", ["pytorch_lightning", "lightning"])
+def test_either_namespace_will_do(run: list[dict[str, Any]], hessrank: Any, missing: str) -> None:
+    """The program itself imports neither."""
+    hessrank(*COMMAND)
+    expected = rows()
+    namespace = {"lightning": "pytorch_lightning", "pytorch_lightning": "lightning.pytorch"}
+    source = Path("train.py").read_text().replace("pytorch_lightning", namespace[missing])
+    Path("train.py").write_text(source)
+    program = (
+        f"import sys; sys.modules[{missing!r}] = None\n"
+        "from lightning_hessrank.cli import app\n"
+        f"app({[*COMMAND, '--output', 'other']!r}, standalone_mode=False)\n"
+        f"assert not any(m.split('.')[0] == {missing!r} for m in sys.modules if m != {missing!r})"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    with Path("other/measurements.csv").open(newline="") as file:
+        found = list(csv.DictReader(file))
+    assert [x["hessian/rank"] for x in found] == [x["hessian/rank"] for x in expected]
 
 
 def test_broken_files_are_reported_and_skipped(run: list[dict[str, Any]], hessrank: Any) -> None:
