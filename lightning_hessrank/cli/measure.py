@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import enum
+import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,12 +16,11 @@ from rich.progress import Progress
 from torch.utils.data import DataLoader
 
 from lightning_hessrank.cli.checkpoints import Checkpoint, CheckpointError, find_checkpoints
+from lightning_hessrank.cli.history import history_table
 from lightning_hessrank.cli.parameters import Model, fail, parse_spec
 from lightning_hessrank.cli.spec import Spec, SpecError
 from lightning_hessrank.network.batches import list_tensors
-from lightning_hessrank.results import validity
 from lightning_hessrank.subject.isolation import frozen_rng
-from lightning_hessrank.text import Table
 
 if TYPE_CHECKING:
     from lightning_hessrank.cli.offline import OfflineRun
@@ -147,7 +147,7 @@ def measure(
             raise typer.Exit(130) from None
         finally:
             run.close()
-    typer.echo(history_table(run.history).plain())
+    typer.echo(history_table(run.history))
     typer.echo(f"\ntensorboard --logdir {run.folder}\n{run.table}")
     for path, reason in failures.items():
         typer.echo(f"not measured: {path}: {reason}", err=True)
@@ -213,56 +213,12 @@ def _reference_data(spec: Spec) -> Any:
     return data
 
 
-def history_table(history: Sequence[Mapping[str, Any]]) -> Table:
-    """Lay out measurements by step: no rank without its tolerance, no bound without its worth."""
-    columns: dict[str, Callable[[Mapping[str, Any]], str]] = {
-        "step": lambda x: str(x["step"]),
-        "epoch": lambda x: str(x["epoch"]),
-        "loss": lambda x: _number(x["loss"]),
-        "rank": lambda x: _number(x["rank"]),
-        "95 % interval": _interval,
-        "outer": lambda x: _number(x.get("rank_outer")),
-        "functional": lambda x: _number(x.get("rank_functional")),
-        "bound": lambda x: _number(x.get("bound")),
-        "which is a": lambda x: validity(x["bound_is_theorem"]) if "bound" in x else "",
-        "parameters": lambda x: str(x["num_parameters"]),
-        "tolerance": lambda x: f"{x['rtol']:.2g} max|λ|",
-        "method": lambda x: str(x["method"]),
-        "samples": lambda x: _number(x.get("num_samples")),
-        "mode": lambda x: str(x.get("module_mode", "")),
-    }
-    rows = [[cell(x) for cell in columns.values()] for x in sorted(history, key=_step)]
-    shown = [i for i in range(len(columns)) if any(row[i] for row in rows)]
-    return Table(
-        [title for i, title in enumerate(columns) if i in shown],
-        [[row[i] for i in shown] for row in rows],
-        words=0,
-    )
-
-
-def _step(record: Mapping[str, Any]) -> int:
-    return int(record["step"])
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:.5g}" if isinstance(value, float) else str(value)
-
-
-def _interval(record: Mapping[str, Any]) -> str:
-    """Of a stochastic count."""
-    if "rank_lower" not in record:
-        return ""
-    return f"{_number(record['rank_lower'])} to {_number(record['rank_upper'])}"
-
-
 @contextmanager
 def _warnings_as_lines() -> Iterator[None]:
     """Print our warnings as lines, without the source that warnings usually show."""
 
     def show(message: Warning | str, *args: Any, **kwargs: Any) -> None:
-        typer.echo(f"Warning: {message}", err=True)
+        print(f"Warning: {message}", file=sys.stderr)  # where the display's stand-in shows it
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)

@@ -22,9 +22,8 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
-from lightning_hessrank import HessianRankMonitor
+from lightning_hessrank import HessianRankMonitor, measure
 from lightning_hessrank.hessian import ReducedOperator
-from lightning_hessrank.subject import measure
 from lightning_hessrank.subject.subject import Subject
 from tests.callback.training import QUIET, dataset, messy_module, plain_module, snapshot
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.utils.data import TensorDataset
 from lightning_hessrank import HessianRankMonitor
 from lightning_hessrank.monitor import run
 from lightning_hessrank.monitor.clock import Clock
+from lightning_hessrank.monitor.settings import Settings
 from tests.callback.training import QUIET, loader, memory_logger, plain_module
 
 
@@ -92,6 +94,8 @@ def test_arguments_and_defaults_are_those_of_the_documentation() -> None:
     assert {name: defaults[name] for name in documented} == documented
     assert HessianRankMonitor().settings.every_n_epochs == 1
     assert HessianRankMonitor(every_n_steps=5).settings.every_n_epochs is None
+    settings = {field.name: field.default for field in dataclasses.fields(Settings)}
+    assert {name: defaults[name] for name in settings} == settings  # the command line's defaults
     doc = HessianRankMonitor.__doc__ or ""
     assert all(f"        {name}: " in doc for name in defaults)
 

@@ -19,8 +19,11 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_hessrank import HessianRankMonitor
+from lightning_hessrank.cli.history import history_table
 from lightning_hessrank.dashboard import Dashboard
 from lightning_hessrank.monitor.run import Run
+from tests.callback.terminal_run import SAID
+from tests.terminal import Terminal
 
 COMMAND = ("measure", "train:Net", "--checkpoints", "run", "--data", "train:batch")
 
@@ -198,19 +201,34 @@ def test_unusable_folder_is_an_error(run: list[dict[str, Any]], hessrank: Any) -
 def test_table_says_how_and_on_what_every_rank_was_found(
     run: list[dict[str, Any]], hessrank: Any
 ) -> None:
-    table = hessrank(*COMMAND).stdout.split("\n\n")[0].splitlines()
-    for word in ("tolerance", "method", "samples", "mode", "which is a"):
-        assert word in table[0]
     p = run[1]["num_parameters"]
-    for line in table[1:]:
-        assert f"{p * torch.finfo(torch.float64).eps:.2g} max|λ|   dense       16  eval" in line
-        assert " reference line " in line
-    estimated = hessrank(*COMMAND, "--method", "lanczos", "--output", "estimated").stdout
-    history = torch.load("estimated/monitor.pt", weights_only=True)["monitor"]["history"]
-    table = estimated.split("\n\n")[0].splitlines()
-    assert "0.001 max|λ|" in table[1]
-    assert "lanczos" in table[1]
-    assert ("95 % interval" in table[0]) == any("rank_lower" in x for x in history)
+    eps = torch.finfo(torch.float64).eps
+    blocks = hessrank(*COMMAND).stdout.split("\n\n")
+    assert blocks[1] == (
+        f"method dense, tolerance {p * eps:.2g} max|λ|, samples 16, mode eval, parameters {p}, "
+        "bound is a reference line"
+    )
+    arguments = ("--method", "lanczos", "--mode", "train", "--max-samples", "9")
+    table, facts, _ = hessrank(*COMMAND, *arguments, "--output", "other").stdout.split("\n\n")
+    assert facts.startswith("method lanczos, tolerance 0.001 max|λ|, samples 9, mode train, ")
+    history = torch.load("other/monitor.pt", weights_only=True)["monitor"]["history"]
+    assert ("95 % interval" in table) == any("rank_lower" in x for x in history)
+
+
+def test_what_differs_between_measurements_is_in_the_table() -> None:
+    record = {"step": 8, "epoch": 1, "loss": 0.5, "rank": 7, "num_parameters": 9, "bound": 8}
+    first = {**record, "method": "dense", "rtol": 1e-3, "bound_is_theorem": True}
+    later = {**first, "step": 16, "rank": 9, "bound_is_theorem": False}
+    assert history_table([later, first]).splitlines() == [
+        "step  epoch  loss  rank  bound      bound is a",
+        "   8      1   0.5     7      8         theorem",
+        "  16      1   0.5     9      8  reference line",
+        "",
+        "method dense, tolerance 0.001 max|λ|, parameters 9",
+    ]
+    estimated = {**first, "rank": 7.25, "rank_lower": 6.0, "rank_upper": 8.5}
+    assert "7.25         6 to 8.5" in history_table([estimated])
+    assert history_table([]) == ""
 
 
 READING_STEP = """
@@ -411,3 +429,27 @@ def test_errors(
     assert result.exit_code == code, result.output
     last = result.stderr.splitlines()[-1].replace("dir 'nowhere'", "Directory 'nowhere'")
     assert last == message  # but for a word that differs between versions of typer
+
+
+def test_bars_on_a_terminal_leave_only_the_table(run: list[dict[str, Any]], here: Path) -> None:
+    program = (
+        "from tests.callback.terminal_run import slowly\n"
+        "from lightning_hessrank.cli import app\n"
+        "slowly()\n"
+        f"app({[*COMMAND, '--method', 'sketch']!r})\n"
+    )
+    terminal = Terminal("-c", program)
+    assert terminal.code == 0, terminal.final
+    both = [
+        screen
+        for screen in terminal.screens
+        if any("epoch=1-step=8.ckpt" in line for line in screen)
+        and any("hessian rank" in line for line in screen)
+    ]
+    assert both
+    for screen in terminal.screens:
+        assert sum("hessian rank" in line for line in screen) <= 1, "\n".join(screen)
+    assert not any("━" in line for line in terminal.final)
+    assert {line for line in terminal.final if SAID in line} == {SAID}
+    start = next(i for i, x in enumerate(terminal.final) if x.split()[:2] == ["step", "epoch"])
+    assert [line.split()[0] for line in terminal.final[start + 1 : start + 4]] == ["4", "8", "12"]
