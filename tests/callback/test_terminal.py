@@ -40,6 +40,23 @@ def test_bar_of_a_measurement_leaves_nothing_behind(bar: str, namespace: str) ->
     assert told([line for line in shown.final if line != SAID]) == told(hidden.final)
 
 
+def test_a_second_display_is_noticed() -> None:
+    """What the test above is there for: a bar of tqdm's in the midst of Rich's display."""
+    torn = Terminal(
+        "-c",
+        "from lightning_hessrank.monitor import place, progress\n"
+        "place.trainer_bar = lambda trainer: progress.TqdmBar\n"
+        "from tests.callback.terminal_run import main\n"
+        "main('pytorch_lightning', 'RichProgressBar', 'True')\n",
+    )
+    assert torn.code == 0, torn.final
+    assert any(
+        sum(what in line for line in screen) > 1
+        for screen in torn.screens
+        for what in ("hessian rank", "Epoch")
+    )
+
+
 def test_no_bar_where_the_trainer_shows_none() -> None:
     shown = Terminal(*RUN, "pytorch_lightning", "None", "True")
     assert shown.code == 0, shown.final

@@ -227,7 +227,7 @@ def test_what_differs_between_measurements_is_in_the_table() -> None:
         "method dense, tolerance 0.001 max|λ|, parameters 9",
     ]
     estimated = {**first, "rank": 7.25, "rank_lower": 6.0, "rank_upper": 8.5}
-    assert "7.25         6 to 8.5" in history_table([estimated])
+    assert "7.25       6 to 8.5 " in history_table([estimated])
     assert history_table([]) == ""
 
 
