@@ -1,14 +1,20 @@
-"""Frozen results: what was measured or bounded, how sure it is, and what it cost."""
+"""Frozen results: what was measured or bounded, how sure it is, and what it cost.
+
+Data only: results know no figures. Whoever can draw one registers with :func:`figure_of`, so that
+``result.plot()`` works wherever the package is imported, and nothing here depends on how.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import singledispatch
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
+from lightning_hessrank.text import Table
 from lightning_hessrank.tolerance import check_rtol, machine_rtol, numerical_rank
 
 if TYPE_CHECKING:
@@ -28,6 +34,16 @@ class BoundNotAvailableError(ValueError):
 
 class NonFiniteError(FloatingPointError):
     """The loss, its gradient, its Hessian or what it is made of is not finite; it says which."""
+
+
+@singledispatch
+def figure_of(result: object, *further: Any) -> Figure:
+    """Draw a result; ``figure_of.register(Type, function)`` says how those of a type are drawn.
+
+    Raises:
+        TypeError: nothing is registered that draws results of this type.
+    """
+    raise TypeError(f"there is no figure of a {type(result).__name__}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,9 +115,7 @@ class RankEstimate:
         Returns:
             A ``matplotlib.figure.Figure`` that pyplot does not know, so nothing needs closing.
         """
-        from lightning_hessrank.dashboard.figures import sorted_figure
-
-        return sorted_figure(self, bound)
+        return figure_of(self, bound)
 
     def rank_at(self, rtol: float) -> int | float:
         """Return the count beyond another relative tolerance; nan where the rank is.
@@ -238,9 +252,7 @@ class RankBound:
         Returns:
             A ``matplotlib.figure.Figure`` that pyplot does not know, so nothing needs closing.
         """
-        from lightning_hessrank.dashboard.figures import bound_figure
-
-        return bound_figure(self)
+        return figure_of(self)
 
     def __str__(self) -> str:
         """Table of the layers and totals."""
@@ -336,30 +348,32 @@ def validity(is_theorem: bool) -> str:
 
 def format_bound(bound: RankBound) -> str:
     """Lay out a bound as an aligned plain-text table."""
-    per_layer = "block of H" if bound.functional is None else "functional"
-    rows = [("layer", "parameters", per_layer)]
-    rows += [(x.name, f"{x.num_parameters:,}", f"{x.functional:,}") for x in bound.layers]
-    widths = [max(len(row[i]) for row in rows) for i in range(3)]
-
-    def line(row: tuple[str, str, str]) -> str:
-        return f"{row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:>{widths[2]}}"
-
-    rule = "-" * (sum(widths) + 4)
     title = f"Rank bound of the loss Hessian ({bound.kind}, {validity(bound.is_theorem)})"
+    per_layer = "block of H" if bound.functional is None else "functional"
+    layers = [(x.name, f"{x.num_parameters:,}", f"{x.functional:,}") for x in bound.layers]
     sums = [("outer-product", bound.outer), ("functional", bound.functional)]
     sums += [("total", bound.total), ("parameters", bound.num_parameters)]
-    totals = [f"{name:<14}{value:>12,}" for name, value in sums if value is not None]
-    body = [line(rows[0]), rule, *map(line, rows[1:]), rule]
-    return "\n".join([title, *_conditions(bound), "", *body, *totals, "", bound.reason])
+    totals = Table((), [(name, f"{value:,}") for name, value in sums if value is not None])
+    return "\n".join(
+        [
+            *(title, holds_for(bound), ""),
+            Table(("layer", "parameters", per_layer), layers).plain(ruled=True),
+            *(totals.plain(widths=(13, 11)), "", bound.reason),
+        ]
+    )
 
 
-def _conditions(bound: RankBound) -> list[str]:
-    """What a bound holds for, in words."""
+def holds_for(bound: RankBound) -> str:
+    """Say in words for which data a bound holds."""
     facts = []
     if bound.input_rank is not None:
         facts.append(f"inputs of rank {bound.input_rank:,}")
     if bound.num_samples is not None:
         facts.append(f"{bound.num_samples:,} samples")
+    elif bound.kind == "batch":
+        facts.append("the given batches")
+    else:
+        facts.append("any number of samples")
     if bound.outputs is not None:
         facts.append(f"{bound.outputs:,} effective outputs per sample")
-    return ["for " + ", ".join(facts)] if facts else []
+    return "for " + ", ".join(facts)

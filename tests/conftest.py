@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from lightning_hessrank.monitor import run
+from lightning_hessrank.monitor import bounds
 from lightning_hessrank.results import RankBound
 
 torch.set_num_threads(1)
@@ -51,4 +51,4 @@ def stub_bounds(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     if "real_bounds" in request.fixturenames:
         return
     stub = RankBound(9, 5, 4, (), 9, "closed-form", is_theorem=False, reason="It is a stub.")
-    monkeypatch.setattr(run, "reference_bound", lambda subject: stub)
+    monkeypatch.setattr(bounds, "reference_bound", lambda subject: stub)

@@ -19,7 +19,7 @@ _CHOICES = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """Arguments of :class:`lightning_hessrank.HessianRankMonitor`, which documents them.
 
@@ -28,21 +28,21 @@ class Settings:
         TypeError: an argument has the wrong type.
     """
 
-    every_n_epochs: int | None
-    every_n_steps: int | None
-    method: Method
-    rtol: float | None
-    data: Any
-    max_samples: int | None
-    loss_fn: LossFn | None
-    module_mode: Literal["eval", "train"]
-    layers: bool
-    max_overhead: float | None
-    on_error: Literal["warn", "raise"]
-    progress_bar: bool
-    prog_bar: bool
-    name: str
-    seed: int
+    every_n_epochs: int | None = None
+    every_n_steps: int | None = None
+    method: Method = "auto"
+    rtol: float | None = None
+    data: Any = None
+    max_samples: int | None = 512
+    loss_fn: LossFn | None = None
+    module_mode: Literal["eval", "train"] = "eval"
+    layers: bool = False
+    max_overhead: float | None = None
+    on_error: Literal["warn", "raise"] = "warn"
+    progress_bar: bool = True
+    prog_bar: bool = False
+    name: str = "hessian"
+    seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("every_n_epochs", "every_n_steps", "max_samples"):

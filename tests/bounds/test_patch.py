@@ -116,7 +116,7 @@ def test_the_table_can_be_read() -> None:
     bound = rank_bound(nn.Linear(3, 2, bias=False), torch.zeros(1, 3), loss="cross_entropy")
     assert str(bound).splitlines() == [
         "Rank bound of the loss Hessian (closed-form, theorem)",
-        "for inputs of rank 3, 1 effective outputs per sample",
+        "for inputs of rank 3, any number of samples, 1 effective outputs per sample",
         "",
         "layer   parameters  functional",
         "------------------------------",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from typing import Any
 
@@ -11,9 +12,9 @@ import torch
 from torch.utils.data import TensorDataset
 
 from lightning_hessrank import HessianRankMonitor
-from lightning_hessrank.monitor import run as session
-from lightning_hessrank.monitor import series
+from lightning_hessrank.monitor import run, series
 from lightning_hessrank.monitor.clock import Clock
+from lightning_hessrank.monitor.settings import Settings
 from tests.monitor.fake_time import FakeTime
 from tests.slow import first
 from tests.training import QUIET, TRAINS, loader, memory_logger, plain_module
@@ -36,13 +37,13 @@ def test_measurements_wait_until_the_budget_allows_them(
     share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A measurement takes two seconds: each but the first as early as the share stays below."""
-    now, real = FakeTime(), session.measure
+    now, real = FakeTime(), run.measure
 
     def slow(*args: Any, **kwargs: Any) -> Any:
         now.seconds += 2.0
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(session, "measure", slow)
+    monkeypatch.setattr(run, "measure", slow)
     monkeypatch.setattr(series, "Clock", lambda: Clock(now))
     monitor = HessianRankMonitor(
         method="dense", every_n_steps=1, max_overhead=share, on_error="raise"
@@ -90,6 +91,8 @@ def test_arguments_and_defaults_are_those_of_the_documentation() -> None:
     assert {name: defaults[name] for name in documented} == documented
     assert HessianRankMonitor().settings.every_n_epochs == 1
     assert HessianRankMonitor(every_n_steps=5).settings.every_n_epochs is None
+    settings = {field.name: field.default for field in dataclasses.fields(Settings)}
+    assert {name: defaults[name] for name in settings} == settings  # the command line's defaults
     doc = HessianRankMonitor.__doc__ or ""
     assert all(f"        {name}: " in doc for name in defaults)
 

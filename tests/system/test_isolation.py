@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from lightning_hessrank import HessianRankMonitor
 from lightning_hessrank.monitor import reference
-from lightning_hessrank.monitor import run as session
+from lightning_hessrank.monitor import run as monitor_run
 from lightning_hessrank.subject import isolated, trainer_view
 from tests.slow import first
 from tests.training import (
@@ -167,7 +167,7 @@ def without_restored_dtype(patch: pytest.MonkeyPatch) -> None:
 
 
 def without_restored_loader(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(session, "as_batches", lambda data, transfer: map(transfer, data))
+    patch.setattr(monitor_run, "as_batches", lambda data, transfer: map(transfer, data))
 
 
 LEFT_OUT: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str]] = {
