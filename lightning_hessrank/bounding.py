@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -115,12 +114,11 @@ def reference_batch_bound(subject: Subject) -> RankBound:
     Raises:
         BoundNotAvailableError: the network is not covered; the message says why.
     """
-    evaluations = [
-        functools.partial(lambda batch: subject.evaluate(batch).loss, batch)
-        for batch in subject.batches
-    ]
+    terms = subject.loss_function().terms
     with undisturbed():
-        return live_batch_bound(evaluations, subject.parameters, sum(subject.sizes))
+        return live_batch_bound(
+            [term.evaluate for term in terms], subject.parameters, sum(subject.sizes)
+        )
 
 
 def floating(batch: Any) -> tuple[Tensor, ...]:

@@ -217,8 +217,12 @@ class LayerBound:
     num_parameters: int
     """Trainable parameters of the layer."""
     functional: int
-    """Bound on the rank of the layer's column block of the functional Hessian (linear bounds), or
-    of the full Hessian (batch bound)."""
+    """Bound on the rank of the layer's column block of the functional Hessian, or of the full
+    Hessian where there is no split into parts."""
+    outer: int | None = None
+    """The same of the outer-product Hessian (batch bound)."""
+    total: int | None = None
+    """The same of the full Hessian (batch bound)."""
 
 
 @dataclass(frozen=True)
@@ -230,7 +234,7 @@ class RankBound:
 
     total: int
     outer: int | None
-    """``None`` where the bound has no such split (batch bound)."""
+    """``None`` where the bound has no such split (batch bound of an unknown output)."""
     functional: int | None
     layers: tuple[LayerBound, ...]
     num_parameters: int
@@ -333,6 +337,8 @@ class Measurement:
             record["rank_over_bound"] = total.rank / bound.total if bound.total else math.nan
         if self.batch_bound is not None:
             record["batch_bound"] = self.batch_bound.total
+            record["batch_bound_outer"] = self.batch_bound.outer
+            record["batch_bound_functional"] = self.batch_bound.functional
         if self.layers:
             record["layers"] = {
                 name: {"rank": x.rank, "num_parameters": x.num_parameters, "bound": x.bound}

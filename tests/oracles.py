@@ -41,6 +41,37 @@ def exact_rank(model: nn.Module, loss_fn: Callable[..., Tensor], x: Tensor, y: T
     return symmetric_rank(dense_hessian(model, loss_fn, [(x, y)]))
 
 
+def exact_parts(
+    model: nn.Module, loss_fn: Callable[..., Tensor], x: Tensor, y: Tensor
+) -> dict[str, int]:
+    """Ranks of the dense Hessian and its parts at given targets, whatever the loss.
+
+    The outer part's from singular values of ``|∇²ℓ|^{1/2} J``: the product with ``J`` on both sides
+    has the squared condition number.
+    """
+    named = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+    shapes = [p.shape for p in named.values()]
+    theta = torch.cat([p.flatten() for p in named.values()])
+
+    def outputs_at(vector: Tensor) -> Tensor:
+        pieces = vector.split([s.numel() for s in shapes])
+        values = [piece.reshape(s) for piece, s in zip(pieces, shapes, strict=True)]
+        return functional_call(model, dict(zip(named, values, strict=True)), (x,))
+
+    f = outputs_at(theta).detach()
+    residual = grad(lambda f: loss_fn(f, y))(f)
+    J = jacrev(outputs_at)(theta).reshape(f.numel(), -1)
+    S = hessian(lambda f: loss_fn(f, y))(f).reshape(f.numel(), f.numel())
+    held = hessian(lambda v: (residual * outputs_at(v)).sum())(theta)
+    values, vectors = torch.linalg.eigh(S)
+    root = values.abs().sqrt() * (values.abs() > 1e-13 * values.abs().max())
+    return {
+        "total": symmetric_rank(hessian(lambda v: loss_fn(outputs_at(v), y))(theta)),
+        "outer": matrix_rank(root[:, None] * (vectors.T @ J)),
+        "functional": symmetric_rank(held),
+    }
+
+
 def closed_form(widths: Sequence[int], samples_rank: int, outputs: int) -> tuple[int, int, int]:
     """Ranks (outer, functional, total) of a linear chain without biases (arXiv 2106.16225)."""
     r, k, hidden = samples_rank, outputs, widths[1:-1]

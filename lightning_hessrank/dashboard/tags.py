@@ -80,7 +80,11 @@ def _ranks(m: Measurement, name: str) -> Iterator[tuple[str, float]]:
         yield f"{name}-estimate/rank_lower", lower
         yield f"{name}-estimate/rank_upper", upper
     if m.batch_bound is not None:
-        yield f"{name}/batch_bound", m.batch_bound.total
+        bound = m.batch_bound
+        yield f"{name}/batch_bound", bound.total
+        for part, value in (("outer", bound.outer), ("functional", bound.functional)):
+            if value is not None:
+                yield f"{name}/batch_bound_{part}", value
 
 
 def _bounds(m: Measurement, name: str) -> Iterator[tuple[str, float]]:

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_hessrank.hessian.function import Evaluation, LossFunction, LossTerm
+from lightning_hessrank.hessian.function import LossFunction, LossTerm
 from lightning_hessrank.network.autograd import graph_edges
 from lightning_hessrank.network.batches import batch_size, map_tensors
+from lightning_hessrank.network.function import Evaluation
 from lightning_hessrank.subject.isolated import IsolatedModule
 from lightning_hessrank.subject.isolation import undisturbed
 from lightning_hessrank.subject.step import Step, StepResult
