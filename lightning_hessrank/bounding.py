@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_hessrank.bounds.batch import live_batch_bound
 from lightning_hessrank.bounds.linear import linear_bound
+from lightning_hessrank.bounds.live_bound import LiveKind, live_bound
 from lightning_hessrank.network.batches import list_tensors, map_tensors
 from lightning_hessrank.network.function import Network
 from lightning_hessrank.network.losses import LossKind, ignores_shifts, known_loss
@@ -108,16 +108,24 @@ def reference_bound(subject: Subject) -> RankBound:
         ) from error
 
 
-def reference_batch_bound(subject: Subject) -> RankBound:
+def reference_batch_bound(subject: Subject, kind: LiveKind = "auto") -> RankBound:
     """Bound of the network itself on the subject's reference data, at its weights.
+
+    Args:
+        subject: the loss.
+        kind: how to bound; ``"auto"``: the smallest bound, part by part.
 
     Raises:
         BoundNotAvailableError: the network is not covered; the message says why.
     """
     terms = subject.loss_function().terms
     with undisturbed():
-        return live_batch_bound(
-            [term.evaluate for term in terms], subject.parameters, sum(subject.sizes)
+        return live_bound(
+            [term.evaluate for term in terms],
+            subject.parameters,
+            sum(subject.sizes),
+            weights=[term.weight for term in terms],
+            kind=kind,
         )
 
 

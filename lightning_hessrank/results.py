@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 Part = Literal["total", "outer", "functional"]
 Method = Literal["dense", "sketch", "lanczos"] | str
 """Name of an estimator: these, and what :func:`lightning_hessrank.estimators.estimator` added."""
-BoundKind = Literal["closed-form", "generic", "patch", "batch"]
+BoundKind = Literal["closed-form", "generic", "patch", "batch", "symmetry", "affine"]
 
+#: Bounds of a network at its weights, on given data.
+LIVE = frozenset({"batch", "symmetry", "affine"})
 PARTS: tuple[Part, ...] = ("total", "outer", "functional")
 
 
@@ -226,6 +228,16 @@ class LayerBound:
 
 
 @dataclass(frozen=True)
+class FlatDirections:
+    """Directions along which an element of a network changes nothing, verified on the network."""
+
+    element: str
+    """In words, with the layers."""
+    number: int
+    """Dimension of their span beyond that of the elements before it."""
+
+
+@dataclass(frozen=True)
 class RankBound:
     """Upper bound on the rank of a loss Hessian and of its two parts.
 
@@ -249,6 +261,15 @@ class RankBound:
     """Number of samples that the bound holds for; ``None``: any number."""
     outputs: int | None = None
     """Outputs per sample that the loss can see: ``K``, or ``K - 1`` for softmax."""
+    explained: tuple[FlatDirections, ...] = ()
+    """Null directions of the outer-product Hessian, by element (symmetries)."""
+    sources: Mapping[str, BoundKind] = field(default_factory=dict)
+    """Part -> kind of the bound that was the smallest, where several are joined."""
+
+    @property
+    def flat_directions(self) -> int:
+        """Number of flat directions that are explained."""
+        return sum(x.number for x in self.explained)
 
     def plot(self) -> Figure:
         """Draw what each layer can add to the rank, beside its number of parameters.
@@ -264,12 +285,17 @@ class RankBound:
 
     def to_dict(self) -> dict[str, Any]:
         """Return builtin types only, as a checkpoint can hold them."""
-        return asdict(self) | {"layers": [asdict(layer) for layer in self.layers]}
+        return asdict(self) | {
+            "layers": [asdict(layer) for layer in self.layers],
+            "explained": [asdict(x) for x in self.explained],
+        }
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> RankBound:
         """Inverse of :meth:`to_dict`."""
-        return cls(**{**state, "layers": tuple(LayerBound(**layer) for layer in state["layers"])})
+        layers = tuple(LayerBound(**layer) for layer in state["layers"])
+        explained = tuple(FlatDirections(**x) for x in state.get("explained", ()))
+        return cls(**{**state, "layers": layers, "explained": explained})
 
 
 @dataclass(frozen=True)
@@ -339,6 +365,9 @@ class Measurement:
             record["batch_bound"] = self.batch_bound.total
             record["batch_bound_outer"] = self.batch_bound.outer
             record["batch_bound_functional"] = self.batch_bound.functional
+            if self.batch_bound.explained and self.outer is not None:
+                flat = total.num_parameters - self.outer.rank
+                record["flat_directions"] = (self.batch_bound.flat_directions, flat)
         if self.layers:
             record["layers"] = {
                 name: {"rank": x.rank, "num_parameters": x.num_parameters, "bound": x.bound}
@@ -360,11 +389,16 @@ def format_bound(bound: RankBound) -> str:
     sums = [("outer-product", bound.outer), ("functional", bound.functional)]
     sums += [("total", bound.total), ("parameters", bound.num_parameters)]
     totals = Table((), [(name, f"{value:,}") for name, value in sums if value is not None])
+    flat = Table(
+        ("flat", "directions explained by"), [(f"{x.number:,}", x.element) for x in bound.explained]
+    )
     return "\n".join(
         [
             *(title, holds_for(bound), ""),
             Table(("layer", "parameters", per_layer), layers).plain(ruled=True),
-            *(totals.plain(widths=(13, 11)), "", bound.reason),
+            *(totals.plain(widths=(13, 11)), ""),
+            *([flat.plain(ruled=True), ""] if bound.explained else []),
+            bound.reason,
         ]
     )
 
@@ -376,7 +410,7 @@ def holds_for(bound: RankBound) -> str:
         facts.append(f"inputs of rank {bound.input_rank:,}")
     if bound.num_samples is not None:
         facts.append(f"{bound.num_samples:,} samples")
-    elif bound.kind == "batch":
+    elif bound.kind in LIVE:
         facts.append("the given batches")
     else:
         facts.append("any number of samples")

@@ -62,11 +62,12 @@ def exact_parts(
     residual = grad(lambda f: loss_fn(f, y))(f)
     J = jacrev(outputs_at)(theta).reshape(f.numel(), -1)
     S = hessian(lambda f: loss_fn(f, y))(f).reshape(f.numel(), f.numel())
-    held = hessian(lambda v: (residual * outputs_at(v)).sum())(theta)
+    # Reverse over reverse: torch's forward derivative of layer norm's backward is wrong.
+    held = jacrev(grad(lambda v: (residual * outputs_at(v)).sum()))(theta)
     values, vectors = torch.linalg.eigh(S)
     root = values.abs().sqrt() * (values.abs() > 1e-13 * values.abs().max())
     return {
-        "total": symmetric_rank(hessian(lambda v: loss_fn(outputs_at(v), y))(theta)),
+        "total": symmetric_rank(jacrev(grad(lambda v: loss_fn(outputs_at(v), y)))(theta)),
         "outer": matrix_rank(root[:, None] * (vectors.T @ J)),
         "functional": symmetric_rank(held),
     }

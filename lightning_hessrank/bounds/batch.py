@@ -29,6 +29,7 @@ unit that nothing multiplies) do not count in ``α``.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -44,32 +45,29 @@ from lightning_hessrank.results import (
 )
 
 
-def live_batch_bound(
+def read_batches(
     evaluations: Sequence[Callable[[], Evaluation]],
     parameters: Mapping[str, Tensor],
-    num_samples: int | None = None,
-) -> RankBound:
-    """Bound the rank of the Hessian of a (weighted) sum of losses at the weights as they are.
+    weights: Sequence[float] | None = None,
+) -> list[LiveBatch]:
+    """Run every batch of a loss, a weighted sum, and read what its bounds need.
 
     Args:
         evaluations: each runs the network on one batch and returns the scalar loss and the
             outputs, in float64, with their graph; the same values at every call.
         parameters: trainable parameters by qualified name.
-        num_samples: in all batches, for the table.
+        weights: of the batches; ``None``: all alike.
 
     Raises:
         BoundNotAvailableError: the loss is not a function of the parameters, or the batches use
             the layers in different orders.
         NonFiniteError: the loss, or an input or signal of a layer, is nan or inf.
     """
-    return batch_bound_of(read_batches(evaluations, parameters), parameters, num_samples)
-
-
-def read_batches(
-    evaluations: Sequence[Callable[[], Evaluation]], parameters: Mapping[str, Tensor]
-) -> list[LiveBatch]:
-    """Read every batch; see :func:`live_batch_bound`."""
-    batches = [read_batch(evaluate, parameters) for evaluate in evaluations]
+    weights = [1.0] * len(evaluations) if weights is None else weights
+    batches = [
+        replace(read_batch(evaluate, parameters), weight=weight)
+        for evaluate, weight in zip(evaluations, weights, strict=True)
+    ]
     counts = {len(batch.uses) for batch in batches}
     if len(counts) > 1:
         raise BoundNotAvailableError(
@@ -85,7 +83,13 @@ def batch_bound_of(
     parameters: Mapping[str, Tensor],
     num_samples: int | None = None,
 ) -> RankBound:
-    """Bound the rank from what was read of the batches."""
+    """Bound the rank of the Hessian at the weights as they are.
+
+    Args:
+        batches: what was read of them.
+        parameters: trainable parameters by qualified name.
+        num_samples: in all batches, for the table.
+    """
     p = sum(x.numel() for x in parameters.values())
     bounds = [
         _layer_bound(layer, names, batches, parameters)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lightning_hessrank.bounds.inputs import matrix_rank
-from lightning_hessrank.network.autograd import graph_edges, pull_back
+from lightning_hessrank.network.autograd import graph_edges, pull_back_somehow
 from lightning_hessrank.network.function import Evaluation, layer_name
 from lightning_hessrank.network.losses import ignores_shifts
 from lightning_hessrank.network.recorder import LayerRecorder, RecordedUse
@@ -46,6 +46,9 @@ class LiveUse:
 class LiveBatch:
     """One batch: uses that are linear in activation and weight, and parameters used otherwise."""
 
+    loss: Tensor
+    """With its graph, as are the outputs."""
+    outputs: tuple[Tensor, ...]
     uses: list[LiveUse]
     uncovered: frozenset[str]
     """Parameters with a use that is not linear in an activation."""
@@ -55,6 +58,8 @@ class LiveBatch:
     """Rank of the loss's curvature by the outputs, at most; ``None``: outputs unknown."""
     passes_through: bool
     """Whether the loss depends on the parameters through the outputs only."""
+    weight: float = 1.0
+    """Its share of the mean loss."""
 
 
 def read_batch(evaluate: Callable[[], Evaluation], parameters: Mapping[str, Tensor]) -> LiveBatch:
@@ -73,17 +78,19 @@ def read_batch(evaluate: Callable[[], Evaluation], parameters: Mapping[str, Tens
         )
     uses = [use for use in recorder.finish() if use.is_linear]
     at = [*(use.output for use in uses), *parameters.values()]
-    grads = _gradients((loss,), at)
-    signals, gradients = grads[: len(uses)], grads[len(uses) :]
+    grads = gradients((loss,), at)
+    signals, of_parameters = grads[: len(uses)], grads[len(uses) :]
     _check_finite(loss, uses, signals)
     for use in uses:
         use.behind_softmax = use.behind_softmax and ignores_shifts(loss, use.output, 1, parameters)
-    uncovered = _uncovered(recorder, uses, signals, gradients, parameters)
+    uncovered = _uncovered(recorder, uses, signals, of_parameters, parameters)
     residuals = _residuals(loss, outputs)
-    held = _gradients(outputs, at, residuals)[: len(uses)] if outputs else signals
+    held = gradients(outputs, at, residuals)[: len(uses)] if outputs else signals
     reached = _reached(loss, outputs, residuals, uses, parameters)
     moved = _moved(uses, parameters)
     return LiveBatch(
+        loss,
+        tuple(outputs),
         [LiveUse(*found) for found in zip(uses, signals, held, reached, moved, strict=True)],
         uncovered,
         uncovered - recorder.touched,
@@ -92,7 +99,7 @@ def read_batch(evaluate: Callable[[], Evaluation], parameters: Mapping[str, Tens
     )
 
 
-def _gradients(
+def gradients(
     ys: Sequence[Tensor],
     xs: Sequence[Tensor],
     cotangents: Sequence[Tensor] | None = None,
@@ -118,7 +125,7 @@ def _gradients(
 
 
 def _residuals(loss: Tensor, outputs: Sequence[Tensor]) -> list[Tensor]:
-    return [r.detach() for r in _gradients((loss,), outputs)] if outputs else []
+    return [r.detach() for r in gradients((loss,), outputs)] if outputs else []
 
 
 def _reached(
@@ -130,18 +137,18 @@ def _reached(
 ) -> list[dict[Part, Tensor]]:
     """For every use and part, the numbers of the output that matter (absent: all may)."""
     at, own = [use.output for use in uses], list(parameters.values())
-    mixed = _Mixtures()
+    mixed = Mixtures()
 
     def of_gradient(ys: Sequence[Tensor], cotangents: Sequence[Tensor] | None) -> list[Tensor]:
-        gradient = _gradients(ys, own, cotangents, create_graph=True)
-        return _gradients(gradient, at, mixed(gradient))
+        gradient = gradients(ys, own, cotangents, create_graph=True)
+        return gradients(gradient, at, mixed(gradient))
 
     derivatives: dict[Part, Callable[[], list[Tensor]]] = {
         "total": lambda: of_gradient((loss,), None)
     }
     if outputs:
         derivatives["functional"] = lambda: of_gradient(outputs, residuals)
-        derivatives["outer"] = lambda: _gradients(outputs, at, mixed(outputs))
+        derivatives["outer"] = lambda: gradients(outputs, at, mixed(outputs))
     found: list[dict[Part, Tensor]] = [{} for _ in uses]
     for part in PARTS:
         try:
@@ -157,23 +164,24 @@ def _moved(
     uses: Sequence[RecordedUse], parameters: Mapping[str, Tensor]
 ) -> Sequence[Tensor | None]:
     """For every use, the numbers of the input that change as the parameters do."""
-    inputs, mixed = [use.layer.input for use in uses], _Mixtures()
+    inputs, mixed = [use.layer.input for use in uses], Mixtures()
     u = [torch.zeros_like(a, requires_grad=True) for a in inputs]
     try:
         # Linear in u: its derivative is the change of the inputs along a random direction.
-        back = _gradients(inputs, list(parameters.values()), u, create_graph=True)
-        return [x.detach() != 0 for x in _gradients(back, u, mixed(back))]
+        back = gradients(inputs, list(parameters.values()), u, create_graph=True)
+        return [x.detach() != 0 for x in gradients(back, u, mixed(back))]
     except RuntimeError:  # an operation without second derivative: all numbers count
         return [None] * len(uses)
 
 
-class _Mixtures:
+class Mixtures:
     """Random tensors like others, one after the other."""
 
-    def __init__(self) -> None:
-        self._generator = torch.Generator().manual_seed(0)
+    def __init__(self, seed: int = 0) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
 
     def __call__(self, xs: Sequence[Tensor]) -> list[Tensor]:
+        """Gaussian ones of the same shapes."""
         options: dict[str, Any] = {"generator": self._generator, "dtype": torch.float64}
         return [torch.randn(x.shape, **options).to(x) for x in xs]
 
@@ -191,13 +199,10 @@ def _curved_outputs(
         f = outputs[0]
         shifts = len(outputs) == 1 and f.ndim > 1 and ignores_shifts(loss, f, 1, parameters)
         return size - (size // f.shape[1] if shifts else 0)
-    slopes = _gradients((loss,), outputs, create_graph=True)
+    slopes = gradients((loss,), outputs, create_graph=True)
     unit = torch.eye(size, dtype=residuals[0].dtype, device=residuals[0].device)
     units = [u.reshape(size, *f.shape) for u, f in zip(unit.split(sizes, 1), outputs, strict=True)]
-    try:
-        rows = pull_back(slopes, outputs, units)
-    except RuntimeError:  # not under vmap
-        rows = pull_back(slopes, outputs, units, batched=False)
+    rows = pull_back_somehow(slopes, outputs, units)
     return matrix_rank(torch.cat([x.reshape(size, -1) for x in rows], dim=1))
 
 
@@ -214,7 +219,7 @@ def _uncovered(
     recorder: LayerRecorder,
     uses: Sequence[RecordedUse],
     signals: Sequence[Tensor],
-    gradients: Sequence[Tensor],
+    of_parameters: Sequence[Tensor],
     parameters: Mapping[str, Tensor],
 ) -> frozenset[str]:
     """Parameters whose gradient is not the sum over their linear uses."""
@@ -224,7 +229,7 @@ def _uncovered(
             explained[name] += part
     used = frozenset[str]().union(*(use.names for use in uses))
     uncovered = set()
-    for name, gradient in zip(parameters, gradients, strict=True):
+    for name, gradient in zip(parameters, of_parameters, strict=True):
         size = max(float(gradient.abs().max()), float(explained[name].abs().max()))
         unseen = name in recorder.elsewhere or (bool(gradient.any()) and name not in used)
         if unseen or float((gradient - explained[name]).abs().max()) > TOLERANCE * size:
