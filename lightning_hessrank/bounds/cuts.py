@@ -34,6 +34,8 @@ from lightning_hessrank.network.recorder import LayerRecorder, RecordedUse
 MAX_MIXED = 900
 #: Unknowns of a piece beyond which it is left alone, and parameters inside that may change freely.
 MAX_UNKNOWNS, MAX_FREE = 1500, 400
+#: Unknowns of a piece up to which their combinations are looked for on the live network as well.
+MAX_TRIED = 400
 #: So many times more equations than unknowns: not all of one draw are independent.
 SURPLUS = 2
 #: Draws of random outputs: a piece with few ends gives few equations in each.
@@ -216,14 +218,22 @@ def _visible(run: Cut, mixed: Mixtures, count: int) -> list[Tensor]:
     ]
 
 
+def everything(piece: Piece, unknowns: Sequence[Unknown]) -> Solution:
+    """All changes around a piece, whether it lets them pass or not."""
+    unit = torch.eye(sum(u.size for u in unknowns), dtype=torch.float64)
+    split = unit.split([u.size for u in unknowns], dim=1)
+    return Solution(3, piece, dict(zip(unknowns, split, strict=True)))
+
+
 def solve(
     evaluate: Callable[[], Evaluation], parameters: Mapping[str, Tensor], block: int = 32
 ) -> tuple[list[Solution], dict[int, Tensor]]:
     """Find the changes that the pieces of a network let pass.
 
     Returns:
-        Solutions of every piece and level, and for every use an orthonormal basis of the changes of
-        its output channels that nothing sees, ``(m, number)``.
+        Solutions of every piece and level; as level 3 all changes around it, some combinations of
+        which may not be seen on given data (units that never switch, statistics of a batch). And
+        for every use an orthonormal basis of the changes of its channels that nothing sees.
     """
     first = cut(evaluate, parameters, 0)
     found = pieces(first)
@@ -248,6 +258,11 @@ def solve(
     solutions = [
         _null(piece, level, unknowns, torch.cat(r))
         for (piece, level, unknowns), r in zip(systems, rows, strict=True)
+    ]
+    solutions += [
+        everything(piece, unknowns)
+        for piece, level, unknowns in systems
+        if level == 2 and sum(u.size for u in unknowns) <= MAX_TRIED
     ]
     return [s for s in solutions if s is not None], {
         use: null_space(torch.cat(seen)) for use, seen in shifts.items()

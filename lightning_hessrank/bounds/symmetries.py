@@ -24,6 +24,7 @@ from torch import Tensor
 
 from lightning_hessrank.bounds.columns import input_spans
 from lightning_hessrank.bounds.cuts import Solution, solve
+from lightning_hessrank.bounds.inputs import CLEAR_GAP
 from lightning_hessrank.bounds.live import LiveBatch, LiveUse, Mixtures, gradients
 from lightning_hessrank.network.autograd import pull_back_somehow
 from lightning_hessrank.network.function import Evaluation, layer_name, layers_of
@@ -42,11 +43,18 @@ MAX_PARAMETERS = 1000
 ZERO = 1e-12
 #: Part of a direction outside the span of others, relative to its norm, that makes it a new one.
 NEW = 1e-9
+#: Up to so many times its size, rounding is told from what is not by a gap.
+UNSURE = 100
 #: Directions multiplied at a time.
 BLOCK = 64
 
 Evaluations = Sequence[Callable[[], Evaluation]]
-_LEVELS = ("biases that are not seen", "rescaling", "mixing of channels")
+_LEVELS = (
+    "biases that are not seen",
+    "rescaling",
+    "mixing of channels",
+    "what these data do not show",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,11 +185,19 @@ class _Live:
         return directions @ vectors[changing:].T
 
     def rank_of(self, images: Tensor) -> int:
-        """Rank of products with the Hessian: above the rounding of one of its size."""
+        """Rank of products with the Hessian: above the rounding of one of its size.
+
+        Rounding may be larger than that where products are ill-conditioned; then a gap shows it.
+        """
         if not images.numel():
             return 0
         rounding = max(images.shape) * torch.finfo(images.dtype).eps * self._scale
-        return int((torch.linalg.svdvals(images) > rounding).sum())
+        values = torch.linalg.svdvals(images)
+        counted, clear = values[values > rounding], values[values > UNSURE * rounding]
+        if len(clear) == len(counted) or not len(counted):
+            return len(counted)
+        gap = float(clear[-1]) / float(counted[len(clear)]) if len(clear) else float("inf")
+        return len(clear) if gap >= CLEAR_GAP else len(counted)
 
     def _blocks(self, directions: Tensor, multiply: Callable[[list[Tensor]], Tensor]) -> Tensor:
         if not directions.shape[1]:
