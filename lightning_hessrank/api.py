@@ -133,8 +133,10 @@ def rank_bound(
             iterable of such batches or of ``(inputs, targets)`` pairs. ``None``: any data.
         input_rank: rank of the uncentred input covariance, where it is known without data.
         kind: ``"closed-form"`` (fully connected chains), ``"generic"`` (exact generic rank, for
-            small networks), ``"patch"`` (any multilinear network), ``"auto"``: the smallest valid
-            bound at a cost of seconds.
+            small networks: of the network itself where that is analytic in its weights, attention
+            included, which is a theorem; else of the surrogate), ``"patch"`` (any multilinear
+            network), ``"auto"``: the smallest valid bound of the surrogate at a cost of seconds, or
+            the generic rank of an analytic network without one.
 
     Raises:
         BoundNotAvailableError: the network has no multilinear surrogate, or ``kind`` does not

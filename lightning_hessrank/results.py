@@ -7,13 +7,15 @@ Data only: results know no figures. Whoever can draw one registers with :func:`f
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import singledispatch
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
+from lightning_hessrank.spectrum import Measured, Spectrum
 from lightning_hessrank.text import Table
 from lightning_hessrank.tolerance import check_rtol, machine_rtol, numerical_rank
 
@@ -94,6 +96,8 @@ class RankEstimate:
     """``‖H‖_F``; ``None``, as the trace, where unknown."""
     standard_errors: Mapping[str, float] = field(default_factory=dict, repr=False)
     """Name of one of the four above -> its standard error; empty where they are exact."""
+    quadrature: Spectrum | None = field(default=None, repr=False)
+    """What an estimate knows of the spectrum (lanczos), else ``None``."""
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -107,6 +111,85 @@ class RankEstimate:
         margin = t_quantile(self.num_probes) * self.std_error if self.std_error else 0.0
         low, high = self.rank - margin, self.rank + margin
         return max(low, 0.0), min(high, float(self.num_parameters))
+
+    def effective_dimension(self, alpha: float) -> Measured:
+        """Return ``Σ |λ| / (|λ| + α)``: see :mod:`lightning_hessrank.spectrum`, as for the others.
+
+        Each is a ``float`` with its standard error as ``std_error``.
+
+        Raises:
+            ValueError: ``alpha`` is not positive, or the method cannot tell.
+        """
+        return self._spectrum.effective_dimension(alpha)
+
+    @property
+    def entropy_rank(self) -> Measured:
+        """``exp(-Σ q log q)``; raises ``ValueError`` where the method cannot tell."""
+        return self._spectrum.entropy_rank()
+
+    @property
+    def participation_ratio(self) -> Measured:
+        """``(Σ|λ|)² / Σλ²``; raises ``ValueError`` where the method cannot tell."""
+        return self._spectrum.participation_ratio()
+
+    @property
+    def stable_rank(self) -> Measured:
+        """``Σλ² / max|λ|²``; raises ``ValueError`` where the method cannot tell."""
+        return self._spectrum.stable_rank()
+
+    def count_beyond(self, threshold: float) -> Measured:
+        """Return the number of eigenvalues with ``|λ| > threshold``, in their own units.
+
+        Raises:
+            ValueError: ``threshold`` is negative, or the method cannot know the count there.
+        """
+        if not threshold >= 0:
+            raise ValueError(f"threshold must not be negative, got {threshold}")
+        if self.eigenvalues is not None:
+            return Measured(int((self.eigenvalues.abs() > threshold).sum()))
+        largest = max(abs(self.largest or 0.0), abs(self.smallest or 0.0))
+        if not largest:
+            raise ValueError(f"the {self.method} method does not know the largest eigenvalue")
+        if threshold >= largest:
+            return Measured(0)
+        rtol = threshold / largest
+        if self.quadrature is not None:
+            return self.quadrature.count(threshold)
+        return Measured(self.rank_at(rtol))
+
+    def measures(self, alpha: float | None = None) -> dict[str, Measured]:
+        """Return all that can be told: extremes, trace, norm, and smooth companions of the rank.
+
+        Args:
+            alpha: of the effective dimension; ``None``: leave that out.
+        """
+        found = {}
+        fields = {"lambda_max": "largest", "lambda_min": "smallest", "trace": "trace"}
+        for name, own in {**fields, "frobenius_norm": "frobenius_norm"}.items():
+            value = getattr(self, own)
+            if value is not None:
+                found[name] = Measured(value, self.standard_errors.get(own, 0.0))
+        smooth: dict[str, Callable[[], Measured]] = {
+            "stable_rank": lambda: self.stable_rank,
+            "entropy_rank": lambda: self.entropy_rank,
+            "participation_ratio": lambda: self.participation_ratio,
+        }
+        if alpha:
+            smooth["effective_dimension"] = lambda: self.effective_dimension(alpha)
+        for name, get in smooth.items():
+            with suppress(ValueError):
+                found[name] = get()
+        return found
+
+    @property
+    def _spectrum(self) -> Spectrum:
+        if self.eigenvalues is not None:
+            return Spectrum.of(self.eigenvalues)
+        if self.quadrature is None:
+            raise ValueError(
+                f"the {self.method} method knows no spectrum; use method='dense' or 'lanczos'"
+            )
+        return self.quadrature
 
     def plot(self, bound: RankBound | None = None) -> Figure:
         """Draw sorted |λ| (or the counts, where there are no eigenvalues), tolerance and rank.
@@ -330,6 +413,24 @@ class Measurement:
     """Share of the wall time since the start of training that went into measuring, in [0, 1]."""
     skipped: int = 0
     """Measurements that the time budget has left out so far."""
+    weight_decay: float | None = None
+    """Of the optimiser, where there is one: ``α`` of the effective dimension."""
+    gradient_descent_rate: float | None = None
+    """Learning rate of the optimiser, where that is plain gradient descent."""
+
+    def measures(self) -> dict[str, float]:
+        """Smooth companions of the total rank; with gradient descent also its edge of stability.
+
+        With learning rate ``η``, ``sharpness`` is ``λ_max η / 2`` (1 at the edge), and
+        ``beyond_edge`` the number of ``|λ|`` beyond ``2 / η``.
+        """
+        found: dict[str, float] = dict(self.total.measures(self.weight_decay))
+        rate = self.gradient_descent_rate
+        if rate and self.total.largest is not None:
+            found["sharpness"] = self.total.largest * rate / 2
+            with suppress(ValueError):
+                found["beyond_edge"] = self.total.count_beyond(2 / rate)
+        return found
 
     def record(self) -> dict[str, Any]:
         """Return the plain dict kept in ``monitor.history``: builtin types only."""
@@ -368,6 +469,11 @@ class Measurement:
             if self.batch_bound.explained and self.outer is not None:
                 flat = total.num_parameters - self.outer.rank
                 record["flat_directions"] = (self.batch_bound.flat_directions, flat)
+        measures = self.measures()
+        if measures:
+            record["measures"] = {name: float(x) for name, x in measures.items()}
+            errors = {name: getattr(x, "std_error", 0.0) for name, x in measures.items()}
+            record["measures"] |= {f"{name}_std_error": x for name, x in errors.items() if x}
         if self.layers:
             record["layers"] = {
                 name: {"rank": x.rank, "num_parameters": x.num_parameters, "bound": x.bound}

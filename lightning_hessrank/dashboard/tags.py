@@ -28,7 +28,7 @@ def scalars(measurement: Measurement, name: str = "hessian") -> dict[str, float]
     Returns:
         Plain floats: counts, dimensionless ratios, eigenvalues in units of the loss, seconds.
     """
-    groups = (_ranks, _bounds, _tolerances, _layers, _spectrum, _costs)
+    groups = (_ranks, _bounds, _tolerances, _layers, _spectrum, _measures, _costs)
     return {tag: float(value) for group in groups for tag, value in group(measurement, name)}
 
 
@@ -124,6 +124,11 @@ def _spectrum(m: Measurement, name: str) -> Iterator[tuple[str, float]]:
         yield f"{name}-spectrum/log10_tolerance", math.log10(total.tolerance)
     if total.gap is not None and math.isfinite(total.gap):  # at full rank there is no gap
         yield f"{name}-spectrum/gap", total.gap
+
+
+def _measures(m: Measurement, name: str) -> Iterator[tuple[str, float]]:
+    for leaf, value in m.measures().items():
+        yield f"{name}-measures/{leaf}", value
 
 
 def _costs(m: Measurement, name: str) -> Iterator[tuple[str, float]]:

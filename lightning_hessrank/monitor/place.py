@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+import torch
+
 from lightning_hessrank.monitor.progress import MakeBar, trainer_bar
 
 
@@ -20,6 +22,22 @@ class Place:
     """What the step may read as ``self.trainer``."""
     make_bar: MakeBar | None = None
     """How to show a progress bar; ``None``: not at all."""
+
+    def optimiser(self) -> tuple[float | None, float | None]:
+        """Return weight decay, and learning rate where it is plain gradient descent.
+
+        ``None`` where there is no single optimiser, or none with one such number for all.
+        """
+        optimisers = vars(self.trainer).get("strategy") if self.trainer is not None else None
+        found = list(getattr(optimisers, "optimizers", None) or [])
+        if len(found) != 1:
+            return None, None
+        groups = found[0].param_groups
+        decays, rates = ({group.get(key) for group in groups} for key in ("weight_decay", "lr"))
+        decay = decays.pop() if len(decays) == 1 else None
+        plain = isinstance(found[0], torch.optim.SGD) and not any(g["momentum"] for g in groups)
+        rate = float(rates.pop()) if plain and len(rates) == 1 else None
+        return (float(decay) if decay else None), rate
 
     @classmethod
     def of(cls, trainer: Any, epoch: int) -> Place:

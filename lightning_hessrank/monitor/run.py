@@ -115,6 +115,7 @@ class Run:
             ranks = self._ranks(subject, place)
             finite = not math.isnan(ranks.total.rank)
             batch_bound = self._bounds.of_batch(union) if finite else None
+        weight_decay, rate = place.optimiser()
         return Measurement(
             step=place.step,
             epoch=place.epoch,
@@ -128,6 +129,8 @@ class Run:
             seconds=time.perf_counter() - began,
             overhead=series.clock.overhead(),
             skipped=series.skipped,
+            weight_decay=weight_decay,
+            gradient_descent_rate=rate,
         )
 
     def _ranks(self, subject: Subject, place: Place) -> Ranks:

@@ -52,8 +52,12 @@ def test_every_name_of_an_exact_measurement() -> None:
     assert 10 ** values["hessian-spectrum/log10_tolerance"] == pytest.approx(one.total.tolerance)
     assert all(type(value) is float for value in values.values())
     assert {tag.split("/")[0] for tag in values} == {
-        "hessian", *(f"hessian-{g}" for g in ["bound", "tolerance", "layers", "spectrum", "time"])
+        "hessian", *(f"hessian-{g}" for g in ["bound", "tolerance", "layers", "spectrum"]),
+        "hessian-measures", "hessian-time",
     }  # fmt: skip
+    size = eigenvalues.abs()
+    ratio = float(size.sum() ** 2 / (size**2).sum())
+    assert values["hessian-measures/participation_ratio"] == pytest.approx(ratio)
 
 
 def test_stochastic_counts_never_pose_as_exact() -> None:
