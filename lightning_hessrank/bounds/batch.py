@@ -151,5 +151,5 @@ def _reason(uncovered: frozenset[str]) -> str:
     text = "Holds for the network itself, at these weights and on these samples"
     if not uncovered:
         return text + "."
-    names = ", ".join(sorted(layer_name(name) for name in uncovered))
+    names = ", ".join(sorted({layer_name(name) for name in uncovered}))
     return f"{text}; counted in full, since not linear maps of an activation: {names}."
