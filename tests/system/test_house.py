@@ -85,7 +85,6 @@ def the_map() -> dict[str, set[str]]:
 
 #: Circles that are being mended; each leaves the list when it is.
 KNOWN_CIRCLES = {
-    frozenset({"hessian.curvature", "hessian.dense", "hessian.parts"}),
     frozenset(
         {
             "results",

@@ -21,12 +21,12 @@ ELSEWHERE = {
     "bounds/trace.py": "bounds/test_surrogate.py",
     # Steps on the way to a dense matrix, compared with `torch.func` there.
     "hessian/blocks.py": "hessian/test_samples.py",
+    "hessian/gram.py": "hessian/test_factor.py",
     "hessian/graph.py": "hessian/test_curvature.py",
     # One object seen in two files.
     "network/operator.py": "network/test_toeplitz.py",
-    "network/recorder.py": "network/test_layers.py",
-    "network/unfold.py": "network/test_layers.py",
     "estimators/core.py": "estimators/test_sketch.py",
+    "estimators/search.py": "estimators/test_lanczos.py",
     # Behind the door that they were made for.
     "bounding.py": "subject/test_output.py",
     "cli/app.py": "cli/test_bound.py",
