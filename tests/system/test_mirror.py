@@ -30,7 +30,10 @@ ELSEWHERE = {
     # Behind the door that they were made for.
     "bounding.py": "subject/test_output.py",
     "cli/app.py": "cli/test_bound.py",
+    "cli/history.py": "cli/test_measure.py",
     "cli/offline.py": "cli/test_measure.py",
+    "monitor/place.py": "cli/test_measure.py",
+    "monitor/bounds.py": "monitor/test_run.py",
     "estimators/registry.py": "system/test_extending.py",
     "monitor/log.py": "monitor/test_run.py",
     "sums.py": "test_metrics.py",
