@@ -93,7 +93,7 @@ def test_cost_of_a_dense_matrix_is_asked_only_where_it_fits(monkeypatch) -> None
     asked = []
     monkeypatch.setattr(PartOperator, "dense_cost", lambda self: asked.append(self.dim) or 1.0)
     operator = LossCurvature(Problem("mlp").function()).operator()
-    choose_method(operator, memory_limit=10**4)
+    choose_method(operator, memory_limit=5 * 10**4)
     assert asked == []
     choose_method(operator)
     assert asked == [operator.dim]
