@@ -84,15 +84,15 @@ def choose_method(
     fitting = sorted((c for c in exact if c.bytes <= limit), key=lambda c: c.seconds)
     quick = [c for c in fitting if c.method == "dense" and c.seconds <= DENSE_PATIENCE]
     fitting = quick or fitting
-    facts = f"{p:,} parameters, {_duration(product)} a product, {limit / 2**30:.1f} GiB at most"
+    facts = f"{p:,} parameters, {duration(product)} a product, {limit / 2**30:.1f} GiB at most"
     if fitting and (small or fitting[0].seconds <= patience):
         best = fitting[0]
-        reason = f"{best.method}: exact, about {_duration(best.seconds)} ({facts})"
+        reason = f"{best.method}: exact, about {duration(best.seconds)} ({facts})"
         return MethodChoice(best.method, reason, best.seconds, best.bytes)
     why = (
         f"an exact rank would take {min(c.bytes for c in exact) / 2**30:.1f} GiB"
         if not fitting
-        else f"an exact rank would take about {_duration(fitting[0].seconds)}"
+        else f"an exact rank would take about {duration(fitting[0].seconds)}"
     )
     probes = default_probes(operator)
     try:
@@ -100,7 +100,7 @@ def choose_method(
     except MemoryError as error:
         raise MemoryError(f"no method fits: {why}, and {error}") from None
     seconds = products * product + reorthogonalising(operator, products, probes)
-    most = f"at most {products:,} products for each part, {_duration(seconds)}"
+    most = f"at most {products:,} products for each part, {duration(seconds)}"
     size = basis_bytes(operator, products, probes)
     return MethodChoice("lanczos", f"lanczos: {why} ({facts}); {most}", seconds, size)
 
@@ -116,6 +116,8 @@ def estimate_rank(
     part: Part = "total",
     progress: Progress | None = None,
     counts: bool = False,
+    max_products: int | None = None,
+    deadline: float | None = None,
 ) -> RankEstimate:
     """Measure the rank of an operator by the named method, or by the one that fits.
 
@@ -129,6 +131,9 @@ def estimate_rank(
         part: what the operator is, for the result.
         progress: called between blocks of products with (done, total).
         counts: also at larger tolerances where that takes more time (sketch).
+        max_products: largest number of products (lanczos); ``None``: the method's own.
+        deadline: when to stop and tell what is known by then (lanczos), as
+            :func:`time.perf_counter` counts.
 
     Raises:
         NonFiniteError: a product is nan or inf.
@@ -147,7 +152,9 @@ def estimate_rank(
     if method not in ESTIMATORS:
         listed = ", ".join(map(repr, method_names()))
         raise ValueError(f"method must be one of {listed}, got {method!r}")
-    request = Request(rtol, max_rank, seed, memory_limit, part, progress, counts)
+    request = Request(
+        rtol, max_rank, seed, memory_limit, part, progress, counts, max_products, deadline
+    )
     return ESTIMATORS[method](operator, request)
 
 
@@ -169,7 +176,14 @@ def _sketch(operator: SymmetricOperator, request: Request) -> RankEstimate:
 
 @estimator("lanczos")
 def _lanczos(operator: SymmetricOperator, request: Request) -> RankEstimate:
-    return lanczos_rank(operator, seed=request.seed, **_common(request))
+    most = DEFAULT_PRODUCTS if request.max_products is None else request.max_products
+    return lanczos_rank(
+        operator,
+        seed=request.seed,
+        max_products=most,
+        deadline=request.deadline,
+        **_common(request),
+    )
 
 
 class _Common(TypedDict):
@@ -238,7 +252,8 @@ def _timed(work: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Write a time with its unit."""
     if seconds < 1:
         return f"{1e3 * seconds:.3g} ms"
     if seconds < 120:

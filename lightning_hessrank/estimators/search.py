@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -81,12 +82,15 @@ class TopSearch:
         block: int,
         max_size: int,
         progress: Progress | None = None,
+        *,
+        deadline: float | None = None,
     ) -> None:
         self._operator = operator
         self._probes = probes
         self._block = min(block, operator.dim)
         self._max_size = max_size
         self._progress = progress
+        self._deadline = math.inf if deadline is None else deadline
         self._drawn = 0
         self._locked: Tensor | None = None
         self._locked_values = torch.zeros(0, dtype=torch.float64, device=operator.device)
@@ -253,8 +257,10 @@ class TopSearch:
         self._drawn += self._block
         space = BlockKrylov(self._operator, start, self._max_size, self._locked)
         done, following = self.num_products, 2 * self._block
+        began = time.perf_counter()
         while not space.exhausted:
             space.extend()
+            began, last = time.perf_counter(), began
             self.num_products = done + space.num_products
             if self._progress is not None:
                 self._progress(space.size, space.max_size)
@@ -263,6 +269,8 @@ class TopSearch:
                 if self._exact(rtol):
                     return space
                 following = space.size + max(self._block, space.size // 8)
+            if 2 * began - last > self._deadline:  # another block would end after it
+                break
         self._ritz = space.ritz()
         return space
 

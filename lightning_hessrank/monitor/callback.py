@@ -73,6 +73,9 @@ class HessianRankMonitor(Callback):
             (every submodule in the mode that training has it in, with randomness frozen to one
             draw).
         layers: also measure the rank of each layer's diagonal block of the Hessian.
+        max_seconds: wall time that one measurement may take, everything included; ``None``: no
+            limit. What it buys (method, precision, products, samples) is decided at the first
+            measurement, said, and kept for the run. Exact methods come first, fewer samples last.
         max_overhead: largest share of the wall time of the run, in (0, 1), that measuring may take.
             The first measurement is exempt; a later one starts only if the share, projected with
             one more as long as the last, stays below. Those skipped are counted and logged.
@@ -103,6 +106,7 @@ class HessianRankMonitor(Callback):
         loss_fn: LossFn | None = None,
         module_mode: Literal["eval", "train"] = "eval",
         layers: bool = False,
+        max_seconds: float | None = 60.0,
         max_overhead: float | None = None,
         on_error: Literal["warn", "raise"] = "warn",
         progress_bar: bool = True,
@@ -124,6 +128,7 @@ class HessianRankMonitor(Callback):
             loss_fn=loss_fn,
             module_mode=module_mode,
             layers=layers,
+            max_seconds=max_seconds,
             max_overhead=max_overhead,
             on_error=on_error,
             progress_bar=progress_bar,

@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+from lightning_hessrank.estimating import Ranks
 from lightning_hessrank.hessian import NonFiniteError
-from lightning_hessrank.measure import Ranks, measure
+from lightning_hessrank.measure import measure
 from lightning_hessrank.monitor.bounds import Bounds, layer_ranks
 from lightning_hessrank.monitor.failures import Failures
 from lightning_hessrank.monitor.log import logger
@@ -147,6 +148,8 @@ class Run:
                     seed=settings.seed,
                     progress=progress,
                     announce=partial(logger.info, "%s: %s", settings.name),
+                    plan=series.plan,
+                    max_seconds=settings.max_seconds,
                 )
         except NonFiniteError as error:
             self.failures.warn_once(
@@ -161,7 +164,10 @@ class Run:
                 settings.name,
                 place.step,
             )
+        for note in ranks.notes:
+            self.failures.warn_once(note)
         series.meaning["method"] = ranks.total.method
+        series.plan = ranks.plan
         series.verified = True
         return ranks
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from lightning_hessrank.budget import Plan
 from lightning_hessrank.monitor.clock import Clock
 from lightning_hessrank.monitor.reference import ReferenceData
 from lightning_hessrank.processes import Processes
@@ -21,6 +22,8 @@ class Series:
         self.meaning = meaning
         self.history: list[dict[str, Any]] = []
         self.reference: ReferenceData | None = None
+        self.plan: Plan | None = None
+        """What the time budget buys, decided at the first measurement."""
         self.bound: RankBound | None = None
         self.bound_sought = False
         self.skipped = 0
@@ -71,6 +74,7 @@ class Series:
             "reference": reference,
             "bound": None if self.bound is None else self.bound.to_dict(),
             "bound_sought": self.bound_sought,
+            "plan": None if self.plan is None else self.plan.to_dict(),
             "skipped": self.skipped,
             "clock": self.clock.state_dict(),
         }
@@ -90,6 +94,8 @@ class Series:
         bound = state["bound"]
         self.bound = None if bound is None else RankBound.from_dict(bound)
         self.bound_sought = state["bound_sought"]
+        plan = state.get("plan")  # of version 0.1 there is none
+        self.plan = None if plan is None else Plan.from_dict(plan)
         self.skipped = state["skipped"]
         self.clock.load_state_dict(state["clock"])
         return changed

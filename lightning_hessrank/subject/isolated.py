@@ -51,7 +51,7 @@ class IsolatedModule:
                 )
         self.dtype = dtype
         self.device = _measuring_device(module)
-        self._seed = seed
+        self._seed, self._trainer = seed, trainer
         with undisturbed():
             self.shadow = shadow_copy(module, dtype=dtype, device=self.device, trainer=trainer)
         self.live = {id(p) for p in module.parameters()} - {id(p) for p in self.shadow.parameters()}
