@@ -23,9 +23,10 @@ from torch import Tensor
 from lightning_hessrank.estimators.choose import (
     choose_method,
     duration,
+    reorthogonalising,
 )
 from lightning_hessrank.estimators.dense import dense_bytes
-from lightning_hessrank.estimators.lanczos import DEFAULT_PRODUCTS
+from lightning_hessrank.estimators.lanczos import DEFAULT_PRODUCTS, default_probes
 from lightning_hessrank.estimators.sketch import OVERSAMPLING
 from lightning_hessrank.hessian.parts import LossCurvature
 from lightning_hessrank.results import Method, Part, RankBound
@@ -60,6 +61,8 @@ class Plan:
     """Expected for one measurement."""
     sentence: str = ""
     """For the log."""
+    headline: float | None = None
+    """Relative tolerance of the rank, once an estimate has resolved one."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -123,22 +126,26 @@ class Cost:
     """Bytes that the graphs of one sample take."""
     samples: int
     """In all."""
+    sweep: float
+    """Seconds that making a basis orthonormal takes, over the square of its size."""
 
     @classmethod
     def measured(cls, subject: Subject, memory: int) -> Cost:
         """Measure on few samples, and on some more where that is cheap."""
         few = subject.first(PROBE_SAMPLES)
-        seconds, held = _product(few, memory)
+        seconds, held, sweep = _product(few, memory)
         more = subject.first(4 * PROBE_SAMPLES)
         samples = few.num_samples
         if seconds < 0.25 and more.num_samples > samples:
-            longer, held = _product(more, memory)
+            longer, held, _ = _product(more, memory)
             each = max(0.0, longer - seconds) / (more.num_samples - samples)
             samples = more.num_samples
         else:
             longer, each = seconds, seconds / samples
         constant = max(0.0, longer - each * samples)
-        return cls(subject.num_parameters, constant, each, held / samples, subject.num_samples)
+        return cls(
+            subject.num_parameters, constant, each, held / samples, subject.num_samples, sweep
+        )
 
     def seconds(self, samples: int) -> float:
         """Of one product."""
@@ -147,23 +154,19 @@ class Cost:
     def products(self, samples: int, seconds: float, memory: int) -> int:
         """How many products, with their orthogonalisation, fit into some time and memory."""
         product, p = self.seconds(samples), self.dim
-        # Each is made orthogonal to all before it, twice: 8 p m multiply-adds for the m-th.
-        sweep = 8 * p / FLOPS
         low, high = 1, max(1, min(DEFAULT_PRODUCTS, p, int(memory / (8 * p)) - 16))
         while low < high:
             m = (low + high + 1) // 2
-            low, high = (m, high) if m * product + sweep * m * m / 2 <= seconds else (low, m - 1)
+            low, high = (m, high) if m * product + self.sweep * m * m <= seconds else (low, m - 1)
         return low
 
 
-#: Multiply-adds a second of tall matrix products; measured: 1 to 5e9 on one core.
-FLOPS = 2e9
 #: Cubes of a dimension whose eigenvalues take a second: an optimistic figure, made sure of later.
 CUBES = 3e10
 
 
-def _product(subject: Subject, memory: int) -> tuple[float, int]:
-    """Best of some timings of one product; and the bytes that the graphs hold."""
+def _product(subject: Subject, memory: int) -> tuple[float, int, float]:
+    """Best of some timings of one product, bytes of the graphs, and :attr:`Cost.sweep`."""
     curvature = LossCurvature(subject.loss_function(), max_bytes=memory)
     operator = curvature.operator()
     k = min(operator.block_size, operator.dim, 8)
@@ -174,7 +177,9 @@ def _product(subject: Subject, memory: int) -> tuple[float, int]:
         best, spent = min(best, taken / k), spent + taken
         if spent > 1.0:
             break
-    return best, 4 * curvature.term_bytes
+    size = min(100, operator.dim)
+    sweep = reorthogonalising(operator, size, default_probes(operator)) / size**2
+    return best, 4 * curvature.term_bytes, sweep
 
 
 def _timed(work: Callable[[], Tensor], device: torch.device) -> float:

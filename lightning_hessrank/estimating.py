@@ -100,7 +100,7 @@ def estimates(
     verify: bool,
     seed: int,
     progress: Progress | None,
-    max_seconds: float | None,
+    deadline: float | None,
 ) -> Ranks:
     """Measure what a plan asks for, the outer part exactly where it has a small matrix.
 
@@ -111,10 +111,11 @@ def estimates(
         WrongProductError, NoSecondDerivativeError: see there.
     """
     began = time.perf_counter()
+    left = math.inf if deadline is None else deadline - began
     subject = subject if plan.num_samples is None else subject.first(plan.num_samples)
 
-    def deadline(part: Part) -> float:
-        return math.inf if max_seconds is None else began + DUE[part] * max_seconds
+    def due(part: Part) -> float:
+        return began + DUE[part] * left
 
     few = subject.first(PROBE_SAMPLES)
     with opened(few, processes, verify=verify, seed=seed) as curvature:
@@ -127,23 +128,26 @@ def estimates(
     with opened(subject, processes, verify=False, seed=seed) as curvature:
         loss = sum(processes.gather(curvature.loss))
         if "outer" in wanted and processes.count == 1:
-            outer = _outer(subject, curvature, rtol, progress, deadline("outer"))
+            outer = _outer(subject, curvature, rtol, progress, due("outer"))
             found |= {} if outer is None else {"outer": outer}
         part_estimates = _Estimates(plan, rtol, processes, seed, progress, notes)
         if plan.dtype == subject.dtype:
             for part in [x for x in ("total", "functional", "outer") if x in wanted]:
                 if part not in found:
-                    found[part] = part_estimates(curvature, part, deadline(part))
-    left = [x for x in ("total", "functional", "outer") if x in wanted and x not in found]
-    if left:
+                    found[part] = part_estimates(curvature, part, due(part))
+    missing = [x for x in ("total", "functional", "outer") if x in wanted and x not in found]
+    if missing:
         single = subject.in_precision(plan.dtype)
         try:
             with opened(single, processes, verify=False, seed=seed) as curvature:
-                for part in left:
-                    found[part] = part_estimates(curvature, part, deadline(part))
+                for part in missing:
+                    found[part] = part_estimates(curvature, part, due(part))
         finally:
             single.release()
     ordered = {part: found[part] for part in PARTS if part in found}
+    total = ordered.get("total")
+    if plan.headline is None and total is not None and not math.isnan(total.rank):
+        plan = replace(plan, headline=total.rtol)
     return Ranks(ordered, {}, loss, unexplained, plan, tuple(notes))
 
 
@@ -161,7 +165,7 @@ class _Estimates:
     def __call__(self, curvature: LossCurvature, part: Part, deadline: float) -> RankEstimate:
         operator = shared(curvature.operator(part), self.processes)
         try:
-            return estimate_rank(
+            estimate = estimate_rank(
                 operator,
                 method="lanczos",
                 rtol=self.rtol,
@@ -175,27 +179,34 @@ class _Estimates:
         except UnresolvedError as error:
             if error.partial is None:
                 raise
-            return self._settled(error.partial)
+            estimate = error.partial
+        return self._headlined(estimate)
 
-    def _settled(self, partial: RankEstimate) -> RankEstimate:
-        """Take the finest tolerance that is resolved for the headline, where none was asked for."""
-        resolved = sorted(partial.counts)
-        if self.rtol is None and resolved:
-            rtol = resolved[0]
-            return replace(
-                partial,
-                rank=partial.counts[rtol],
-                std_error=partial.count_errors.get(rtol, 0.0),
-                rtol=rtol,
-                tolerance=partial.tolerance * rtol / partial.rtol,
+    def _headlined(self, estimate: RankEstimate) -> RankEstimate:
+        """Let the rank be the count at the tolerance of the run.
+
+        That is what was asked for, or the finest that the first estimate of the run resolved.
+        """
+        resolved = {**estimate.counts}
+        if not math.isnan(estimate.rank):
+            resolved[estimate.rtol] = estimate.rank
+        rtol = self.rtol or self.plan.headline or min(resolved, default=estimate.rtol)
+        if rtol == estimate.rtol and not math.isnan(estimate.rank):
+            return estimate
+        if rtol not in resolved:
+            low, high = estimate.range_at(rtol)
+            self.notes.append(
+                f"the count of the {estimate.part} Hessian at rtol={rtol:.3g} is not resolved "
+                f"within the budget (between {low:,} and {high:,} of {estimate.num_parameters:,});"
+                " a larger max_seconds or a larger rtol helps"
             )
-        low, high = partial.range_at(partial.rtol)
-        self.notes.append(
-            f"the count of the {partial.part} Hessian at rtol={partial.rtol:.3g} is not resolved "
-            f"within the budget (between {low:,} and {high:,} of {partial.num_parameters:,}); a "
-            "larger max_seconds or a larger rtol helps"
+        return replace(
+            estimate,
+            rank=resolved.get(rtol, math.nan),
+            std_error=estimate.count_errors.get(rtol, 0.0) if rtol in resolved else math.nan,
+            rtol=rtol,
+            tolerance=estimate.tolerance * rtol / estimate.rtol,
         )
-        return partial
 
 
 def _outer(

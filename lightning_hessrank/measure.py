@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
@@ -41,6 +42,7 @@ def measure(
     announce: Callable[[str], None] | None = None,
     plan: Plan | None = None,
     max_seconds: float | None = None,
+    deadline: float | None = None,
 ) -> Ranks:
     """Measure the rank of the loss Hessian and, where possible, of its two parts.
 
@@ -59,8 +61,9 @@ def measure(
         progress: called between blocks of products.
         announce: told which method was chosen and why, before it starts.
         plan: what an earlier measurement of the same run has decided.
-        max_seconds: wall time that the measurement may take: decides, where there is no plan, and
-            ends what takes longer than expected; what is known by then is told.
+        max_seconds: wall time that the measurement may take: decides, where there is no plan.
+        deadline: when what takes longer than expected is ended and what is known is told, as
+            :func:`time.perf_counter` counts; ``None``: ``max_seconds`` from now.
 
     Raises:
         NonFiniteError: the loss or a Hessian is not finite, on any process.
@@ -71,6 +74,8 @@ def measure(
         ProcessFailedError: another process failed; call this within its ``together()``.
     """
     processes = processes or Processes()
+    if deadline is None and max_seconds is not None:
+        deadline = time.perf_counter() + max_seconds
     if plan is None and method == "auto" and max_seconds is not None:
         plan = planned(subject, processes, max_seconds, rtol=rtol, bound=bound, max_rank=max_rank)
         if announce is not None:
@@ -85,7 +90,7 @@ def measure(
             verify=verify,
             seed=seed,
             progress=progress,
-            max_seconds=max_seconds,
+            deadline=deadline,
         )
     method = method if plan is None else plan.method
     with opened(subject, processes, verify=verify, seed=seed) as curvature:

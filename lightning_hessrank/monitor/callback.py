@@ -19,6 +19,7 @@ from lightning_hessrank.monitor.log import logger
 from lightning_hessrank.monitor.place import Place
 from lightning_hessrank.monitor.run import Run
 from lightning_hessrank.monitor.settings import Settings
+from lightning_hessrank.monitor.stopping import StoppedError
 from lightning_hessrank.processes import Processes
 from lightning_hessrank.results import Measurement, Method
 from lightning_hessrank.subject.step import LossFn
@@ -249,7 +250,13 @@ class HessianRankMonitor(Callback):
         if run.affordable():
             with failures.handled(f"no rank was measured at step {step}", among="measurements"):
                 run.collect_reference(module, None)  # a loader may have recovered by now
-                measurement = run.take(module, Place.of(trainer, self._epoch))
+                try:
+                    measurement = run.take(module, Place.of(trainer, self._epoch))
+                except StoppedError as stopped:
+                    logger.info(
+                        "%s: not measured at step %d: %s", self.settings.name, step, stopped
+                    )
+                    return
                 series.add(measurement)
         else:
             series.skipped += 1

@@ -23,6 +23,7 @@ from lightning_hessrank.monitor.progress import progress_bar
 from lightning_hessrank.monitor.reference import ReferenceData, as_batches, collect, deal, share
 from lightning_hessrank.monitor.series import Series
 from lightning_hessrank.monitor.settings import Settings
+from lightning_hessrank.monitor.stopping import obeying_sigterm
 from lightning_hessrank.network.function import layers_of
 from lightning_hessrank.processes import Processes
 from lightning_hessrank.results import BoundNotAvailableError, Measurement, nan_estimate
@@ -43,6 +44,7 @@ class Run:
         self.failures = Failures(settings.on_error)
         self.processes = Processes()
         self._bounds = Bounds(self.series, self.failures)
+        self._deadline: float | None = None
 
     def join(self, processes: Processes, module: Any) -> None:
         """Say which processes measure together, and check that there is a loss to measure.
@@ -102,11 +104,14 @@ class Run:
             place: where the run stands.
 
         Raises:
+            StoppedError: the process was told to end.
             Exception: whatever went wrong; with several processes, on any of them.
         """
-        series = self.series
+        series, limit = self.series, self._settings.max_seconds
         began = time.perf_counter()
+        self._deadline = None if limit is None else began + limit
         with (
+            obeying_sigterm(),
             series.clock.measuring(),
             self.processes.together(),
             self._subject(module, place) as subject,
@@ -150,6 +155,7 @@ class Run:
                     announce=partial(logger.info, "%s: %s", settings.name),
                     plan=series.plan,
                     max_seconds=settings.max_seconds,
+                    deadline=self._deadline,
                 )
         except NonFiniteError as error:
             self.failures.warn_once(
