@@ -14,23 +14,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
-from common import (
-    Case,
-    Setting,
-    chain,
-    digits,
-    drawn,
-    family,
-    legend,
-    measure,
-    picture_path,
-    print_table,
-    save,
-    sheet,
-    style,
-)
+from common import Case, Setting, chain, digits, drawn, family, measure, print_table
+from pictures import legend, picture_path, save, sheet
 from torch import nn
+
+from lightning_hessrank.dashboard.figures import style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 ACTIVATIONS = {"linear": nn.Identity, "ReLU": nn.ReLU, "tanh": nn.Tanh}
 COLOURS = {"linear": style.RANK, "ReLU": style.OUTER, "tanh": style.NEGATIVE}
@@ -53,12 +46,8 @@ def convolutional(activation: type[nn.Module], channels: int) -> nn.Sequential:
 
 def cnns(name: str, channels: Sequence[int] = CHANNELS) -> list[Setting]:
     """CNNs of growing width with one activation."""
-    return [
-        Setting(
-            c, drawn(lambda c=c: convolutional(ACTIVATIONS[name], c)), "MSE", *digits(300, "MSE")
-        )
-        for c in channels
-    ]
+    network = partial(convolutional, ACTIVATIONS[name])
+    return family(channels, network, "MSE", digits(300, "MSE"))
 
 
 def fully_connected(name: str) -> Setting:
@@ -86,7 +75,7 @@ def print_curves(title: str, cases: Mapping[str, Case]) -> None:
     print_table(header, rows)
 
 
-def draw_curves(axes: style.Axes, cases: Mapping[str, Case], title: str) -> None:
+def draw_curves(axes: Axes, cases: Mapping[str, Case], title: str) -> None:
     """Draw counts against the tolerance."""
     for name, case in cases.items():
         counts = [case.estimate.rank_at(t) for t in TOLERANCES]
@@ -102,7 +91,7 @@ def draw_curves(axes: style.Axes, cases: Mapping[str, Case], title: str) -> None
     axes.set_title(title, fontsize=8.5, loc="left", color=style.TEXT)
 
 
-def draw_growth(axes: style.Axes, families: Mapping[str, Sequence[Case]]) -> None:
+def draw_growth(axes: Axes, families: Mapping[str, Sequence[Case]]) -> None:
     """Draw counts at 1e-4 (filled) and at machine precision (open) against the channels."""
     for name, cases in families.items():
         places = [float(c.name) for c in cases]

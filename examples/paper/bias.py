@@ -10,23 +10,16 @@ one direction for each output, as long as no layer is narrower than the output.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from common import (
-    Case,
-    Setting,
-    chain,
-    digits,
-    family,
-    gaussian,
-    legend,
-    measure,
-    picture_path,
-    print_cases,
-    save,
-    sheet,
-    style,
-)
+from common import Case, Setting, chain, digits, family, gaussian, measure, print_cases
+from pictures import legend, picture_path, save, sheet
 from torch import nn
+
+from lightning_hessrank.dashboard.figures import style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def fully_connected(bias: bool, depths: Sequence[int] = (1, 2, 3, 4, 5)) -> list[Setting]:
@@ -59,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         about = "linear networks; lines: bounds"
         figure, axes = sheet("Rank with and without biases", about, len(panels))
         for ax, (title, label, settings) in zip(axes, panels, strict=True):
-            for bias, colour in ((False, style.RANK), (True, style.BOUND)):
+            for bias, colour in ((False, style.RANK), (True, style.NEGATIVE)):
                 how = "with biases" if bias else "without biases"
                 cases = [measure(setting) for setting in settings(bias)]
                 print_cases(f"{title}, {how}", label, cases)
@@ -72,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     save(figure, path)
 
 
-def draw(axes: style.Axes, cases: Sequence[Case], colour: str, label: str) -> None:
+def draw(axes: Axes, cases: Sequence[Case], colour: str, label: str) -> None:
     """Draw exact ranks as marks, bounds as a line, parameters dotted."""
     places = [float(c.name) for c in cases]
     axes.plot(places, [c.bound.total for c in cases], color=colour, lw=1.2, alpha=0.6)

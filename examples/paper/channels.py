@@ -15,22 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from common import (
-    IMAGES,
-    Case,
-    Setting,
-    chain,
-    digits,
-    family,
-    legend,
-    measure,
-    print_cases,
-    save,
-    sheet,
-    style,
-)
+from common import Case, Setting, chain, digits, family, measure, print_cases
+from pictures import IMAGES, legend, save, sheet
 from torch import nn
 
+from lightning_hessrank.dashboard.figures import style
 from lightning_hessrank.dashboard.figures.growth import Growth, root_fit
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from common import Panel, Setting, chain, digits, family, gaussian, picture_path, show
+from common import Setting, chain, digits, family, gaussian
+from pictures import Panel, picture_path, show
 from torch import nn
 
 

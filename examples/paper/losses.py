@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from common import LOSSES, Panel, Setting, chain, digits, drawn, picture_path, show
+from common import LOSSES, Setting, chain, digits, drawn
+from pictures import Panel, picture_path, show
 from torch import nn
 
 

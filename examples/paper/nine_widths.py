@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from common import Panel, Setting, chain, digits, family, picture_path, show
+from common import Setting, chain, digits, family
+from pictures import Panel, picture_path, show
 
 #: M -> ranks (outer, functional, total) that the authors found.
 PUBLISHED = {

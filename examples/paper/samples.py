@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from common import Panel, Setting, chain, digits, drawn, gaussian, picture_path, show
+from common import Setting, chain, digits, drawn, gaussian
+from pictures import Panel, picture_path, show
 from torch import Tensor
 
 COUNTS = (1, 2, 4, 6, 8, 10, 15, 20, 30, 40, 50, 60, 80, 100, 150)

@@ -13,15 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from common import (
-    Panel,
-    Setting,
-    chain,
-    family,
-    gaussian,
-    picture_path,
-    show,
-)
+from common import Setting, chain, family, gaussian
+from pictures import Panel, picture_path, show
 from torch import Tensor, nn
 
 SIZE, TAPS, CHANNELS = 8, 3, 4

@@ -12,25 +12,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from activations import ACTIVATIONS, COLOURS
-from common import (
-    LOSSES,
-    Case,
-    Setting,
-    chain,
-    digits,
-    drawn,
-    legend,
-    measure,
-    picture_path,
-    print_table,
-    save,
-    sheet,
-    style,
-)
+from common import LOSSES, Case, Setting, chain, digits, drawn, measure, print_table
+from pictures import legend, picture_path, save, sheet
+
+from lightning_hessrank.dashboard.figures import style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 STEPS = (0, 1, 3, 10, 30, 100, 300, 1000)
 COARSE = 1e-3
@@ -69,7 +61,7 @@ def follow(name: str, steps: Sequence[int] = STEPS) -> list[Moment]:
     return moments
 
 
-def draw(axes: Sequence[style.Axes], runs: Mapping[str, Sequence[Moment]]) -> None:
+def draw(axes: Sequence[Axes], runs: Mapping[str, Sequence[Moment]]) -> None:
     """Draw the rank at machine precision, the count at a coarse tolerance, and the loss."""
     places = range(len(STEPS))
     for name, moments in runs.items():

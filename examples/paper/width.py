@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from common import Panel, Setting, chain, family, gaussian, picture_path, show
+from common import Setting, chain, family, gaussian
+from pictures import Panel, picture_path, show
 
 
 def all_layers(widths: Sequence[int] = (2, 4, 6, 8, 12, 16, 20, 24, 28)) -> list[Setting]:

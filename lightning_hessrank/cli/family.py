@@ -136,7 +136,7 @@ def linear_bound_of(network: nn.Module, pairs: Pairs, loss: Loss) -> RankBound |
     try:
         kind = loss_kind(loss)
     except TypeError:
-        warnings.warn(f"no bound: {loss!r} is no loss that it knows", stacklevel=2)
+        warnings.warn("no bound: the loss is not one of torch.nn", stacklevel=2)
         return None
     inputs = pairs[0][0]
     example = inputs[:1] if isinstance(inputs, Tensor) else inputs

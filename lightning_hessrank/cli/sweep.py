@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import enum
+import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -189,8 +190,13 @@ def _check(
             "function that builds it",
             param_hint="'MODEL'",
         )
-    names = [v.name for v in varied]
+    names, known = [v.name for v in varied], _parameters(model)
     for name in names:
+        if known is not None and name not in known:
+            raise typer.BadParameter(
+                f"{model.text!r} has no parameter {name!r}; it has {', '.join(known) or 'none'}",
+                param_hint="'--vary'",
+            )
         if name in model.kwargs or names.count(name) > 1:
             where = "in MODEL too" if name in model.kwargs else "twice"
             raise typer.BadParameter(
@@ -205,6 +211,17 @@ def _check(
         raise typer.BadParameter(
             "it counts Gaussian samples; leave it out with --data", param_hint="'--samples'"
         )
+
+
+def _parameters(model: Spec) -> list[str] | None:
+    """Names that the model takes, or ``None`` where it takes any or does not tell."""
+    try:
+        parameters = inspect.signature(model.target).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    return (
+        None if any(p.kind is p.VAR_KEYWORD for p in parameters) else [p.name for p in parameters]
+    )
 
 
 def _given(data: Spec) -> Pairs:
@@ -243,11 +260,16 @@ def _subtitle(model: Spec, varied: Sequence[Varied]) -> str:
 
 @contextmanager
 def _warnings_as_lines() -> Iterator[None]:
-    """Show each warning once, as one line behind the table."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            yield
-        finally:
-            for message in dict.fromkeys(str(x.message) for x in caught):
-                typer.echo(f"Warning: {message}", err=True)
+    """Print each warning as a line, once, without the source that warnings usually show."""
+    said: set[str] = set()
+
+    def show(message: Warning | str, *args: Any, **kwargs: Any) -> None:
+        if str(message) not in said:
+            said.add(str(message))
+            typer.echo(f"Warning: {message}", err=True)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.simplefilter("always", RuntimeWarning)
+        warnings.showwarning = show  # restored with the filters
+        yield

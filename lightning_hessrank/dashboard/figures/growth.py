@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lightning_hessrank.dashboard.figures import style
 from lightning_hessrank.results import validity
@@ -77,14 +77,8 @@ def growth_figure(family: Sequence[Growth], title: str, subtitle: str) -> Figure
         axes.plot(curve, line, "--", color=style.OUTER, lw=1.3, label=f"{fit.factor:.3g} √p")
         if bounds:
             label = f"bound ({validity(all(x.is_theorem for x in family))})"
-            looks: dict[str, Any] = {
-                "ls": "",
-                "marker": "_",
-                "ms": 11,
-                "mew": 1.8,
-                "color": style.BOUND,
-            }
-            axes.plot(*zip(*bounds, strict=True), **looks, label=label)
+            where, totals = zip(*bounds, strict=True)
+            axes.plot(where, totals, "_", color=style.BOUND, ms=11, mew=1.8, label=label)
         ranks = [x.rank for x in family]
         axes.plot(places, ranks, "o", color=style.RANK, ms=4, label="rank")
         if len(family) <= _MAX_LABELS:
