@@ -57,6 +57,8 @@ def draw(cases: Sequence[Case]) -> Figure:
         axes.plot(channels, roots, "--", color=style.OUTER, lw=1.3, label=f"{scale:.1f} √p")
         axes.plot(channels, [c.rank for c in cases], "o", color=style.RANK, ms=4.5, label="rank")
         axes.set(xlabel="channels of both convolutions", ylim=(0, 1.25 * max(bounds)))
+        about = "two 3×3 convolutions, cross-entropy, no biases"
+        axes.set_title(about, fontsize=8.5, loc="left", color=style.TEXT)
         axes.yaxis.set_major_formatter(lambda y, _: style.magnitude(y))
         legend(figure, axes)
     return figure

@@ -3,9 +3,9 @@
     python examples/paper/training.py
 
 Networks 64-16-10 without biases learn 300 digits by full-batch gradient descent (Adam, float64).
-At machine precision the linear one keeps the rank of its bound; ReLU and tanh keep theirs, above
-it. What falls in all three is the count at a moderate tolerance: a few directions come to carry
-nearly all curvature.
+At machine precision the linear one keeps the rank of its bound, and tanh its own, above it; ReLU
+loses what its dying units take along. What falls in all three is the count at a moderate tolerance:
+a few directions come to carry nearly all curvature.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 STEPS = (0, 1, 3, 10, 30, 100, 300, 1000)
 COARSE = 1e-3
+LOSS = "MSE"
 
 
 class Moment(NamedTuple):
@@ -38,15 +39,15 @@ class Moment(NamedTuple):
 
 def train(name: str, steps: Sequence[int] = STEPS) -> list[Setting]:
     """Train 64-16-10 with one activation; return copies after each of ``steps`` steps."""
-    inputs, targets = digits(300, "MSE")
+    inputs, targets = digits(300, LOSS)
     model = drawn(lambda: chain([64, 16, 10], activation=ACTIVATIONS[name]))
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     copies = []
     for step in range(max(steps) + 1):
         if step in steps:
-            copies.append(Setting(step, copy.deepcopy(model), "MSE", inputs, targets))
+            copies.append(Setting(step, copy.deepcopy(model), LOSS, inputs, targets))
         optimizer.zero_grad()
-        LOSSES["MSE"].function(model(inputs), targets).backward()
+        LOSSES[LOSS].function(model(inputs), targets).backward()
         optimizer.step()
     return copies
 

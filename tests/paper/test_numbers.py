@@ -117,11 +117,12 @@ def test_nine_widths_are_those_that_the_authors_found(script: Script) -> None:
     assert int(torch.linalg.matrix_rank(images.flatten(1))) == 41
     for width, published in nine.PUBLISHED.items():
         assert closed_form([64, width, width, 10], 41, 9) == published
-    for setting in nine.nine((4, 8, 12)):
+    digits, dense = script("common").digits(41), nine.dense()
+    for setting in (*nine.nine(digits, (4, 8, 12)), *nine.nine(dense, (4, 8))):
         case = script("common").measure(setting)
         assert (case.outer, case.functional, case.rank) == nine.PUBLISHED[setting.name]
         assert case.gap > script("common").CLEAR_GAP
-    assert autograd_rank(nine.nine((4,))[0], nn.functional.cross_entropy) == 216
+    assert autograd_rank(nine.nine(digits, (4,))[0], nn.functional.cross_entropy) == 216
 
 
 def test_numbers_of_samples(script: Script) -> None:
@@ -190,6 +191,16 @@ def test_the_bound_holds_for_tanh_at_a_coarse_tolerance_only(script: Script) -> 
     assert case.estimate.rank_at(end) > 600 >= case.estimate.rank_at(end * 10**0.25)
     (linear,) = activations.cnns("linear", (4,))
     assert activations.crossing(common.measure(linear, parts=False)) is None
+
+
+def test_training_by_cross_entropy_leaves_it_there_too(
+    script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = script("training")
+    monkeypatch.setattr(training, "LOSS", "cross-entropy")
+    for moment in training.follow("linear", (0, 30)):
+        assert (moment.case.rank, moment.case.bound.total) == (702, 702)
+        assert moment.case.gap > script("common").CLEAR_GAP
 
 
 def test_training_leaves_the_rank_of_a_linear_network_at_its_bound(script: Script) -> None:

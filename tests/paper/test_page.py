@@ -37,6 +37,48 @@ def test_the_page_shows_it(name: str) -> None:
     assert path.stat().st_size < 60_000
 
 
+def section(name: str) -> str:
+    """What the page says of a script, without links and pictures."""
+    text = PAGE.split(f"### `paper/{name}.py`", 1)[1].split("\n### ", 1)[0]
+    return re.sub(r"\]\([^)]*\)", "]", text)
+
+
+def numbers(text: str) -> set[int]:
+    """Whole numbers of at least two digits, with or without commas between thousands."""
+    found = re.findall(r"(?<![\w.,-])(?:\d{1,3}(?:,\d{3})+|\d{2,})(?![\w-]|[.,]\d)", text)
+    return {int(x.replace(",", "")) for x in found}
+
+
+#: Numbers of the text that are settings or differences, and that no table prints.
+SAID = {
+    "channels": {36, 300},
+    "filter_size": {12, 100},
+    "depth": {75, 100, 36, 16},
+    "width": {48},
+    "nine_widths": {41},
+    "training": {300, 702},
+}
+
+
+@pytest.mark.benchmark
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_number_on_the_page_comes_out(
+    script: Callable[[str], ModuleType],
+    name: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Minutes for all of them; the short forms are in ``test_numbers.py``."""
+    script(name).main(["--output", str(tmp_path)])
+    printed = numbers(capsys.readouterr().out)
+    assert numbers(section(name)) - SAID.get(name, set()) <= printed
+
+
+def test_the_sections_have_numbers() -> None:
+    assert all(len(numbers(section(name))) >= 4 for name in SCRIPTS)
+    assert numbers("1,208 and 96 of 1e-3, 3.14, 64-16-10, 7 or 250.") == {1208, 96, 250}
+
+
 def test_no_result_depends_on_the_machine() -> None:
     """Methods are named; only the shared module measures, and nothing asks for the time."""
     for name in [*SCRIPTS, *SHARED]:
