@@ -9,7 +9,11 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SOURCES, TESTS = ROOT / "lightning_hessrank", ROOT / "tests"
 #: Folders of tests without one source, and why they have none.
-CROSSING = {"system": "what many sources do together", "benchmarks": "speed and memory"}
+CROSSING = {
+    "system": "what many sources do together",
+    "benchmarks": "speed and memory",
+    "paper": "the scripts of examples/paper",
+}
 #: Sources without a test file of their own, and where they are tested.
 ELSEWHERE = {
     # Steps on the way to a bound: only the bound has an oracle.
@@ -30,6 +34,8 @@ ELSEWHERE = {
     # Behind the door that they were made for.
     "bounding.py": "subject/test_output.py",
     "cli/app.py": "cli/test_bound.py",
+    "cli/family.py": "cli/test_sweep.py",
+    "dashboard/figures/growth.py": "cli/test_sweep.py",
     "cli/history.py": "cli/test_measure.py",
     "cli/offline.py": "cli/test_measure.py",
     "monitor/place.py": "cli/test_measure.py",
