@@ -15,7 +15,6 @@ from typing import Annotated, Any
 import typer
 from torch import nn
 
-from lightning_hessrank.api import as_pairs
 from lightning_hessrank.cli.family import (
     MAX_SAMPLES,
     Family,
@@ -30,6 +29,7 @@ from lightning_hessrank.cli.parameters import Model, fail, find_loss, parse_shap
 from lightning_hessrank.cli.spec import Spec, SpecError
 from lightning_hessrank.dashboard.figures import png
 from lightning_hessrank.dashboard.figures.growth import growth_figure, root_fit
+from lightning_hessrank.network.pairs import as_pairs
 
 
 class Exact(str, enum.Enum):
