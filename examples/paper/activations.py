@@ -5,9 +5,8 @@
 The bounds are theorems for linear networks; the papers find that they "hold in practice in more
 general settings". Whether they do depends on the tolerance of the count. Left and middle: numbers
 of eigenvalues beyond a tolerance, for a CNN and a fully connected network on digits. Right: CNNs of
-growing width at two tolerances. At 1e-4 and above ReLU and tanh follow the linear network and its
-bound; at machine precision ReLU leaves out little more than its rescalings and units that are dead,
-tanh hardly anything, and both grow like p.
+growing width at two tolerances. Beyond 1e-3, and for CNNs beyond 1e-5, ReLU and tanh stay below the
+linear bound; at machine precision both exceed it and grow like p, tanh up to p itself.
 """
 
 from __future__ import annotations

@@ -20,6 +20,9 @@ from torch.nn import functional as F
 
 from lightning_hessrank import RankBound, RankEstimate, hessian_rank, rank_bound
 
+# Small matrices are fastest so, and a second thread that waits for its core costs minutes.
+torch.set_num_threads(1)
+
 #: Below this gap at the cut a count would be a matter of taste; the tests insist on it.
 CLEAR_GAP = 1e3
 

@@ -105,7 +105,8 @@ class Family:
                 row = Row(values, self._rank(network, pairs, bound), bound)
             except (RuntimeError, TypeError, ValueError, IndexError, MemoryError) as error:
                 where = ", ".join(f"{name}={value!r}" for name, value in chosen.items())
-                raise MeasurementError(f"{self.model.text} with {where}: {error}") from error
+                reason = (str(error) or type(error).__name__).splitlines()[0]
+                raise MeasurementError(f"{self.model.text} with {where}: {reason}") from error
             yield row
 
     def _build(self, chosen: dict[str, Any]) -> nn.Module:
