@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.util
 import math
@@ -136,12 +137,19 @@ class HessianRankMonitor(Callback):
             )
         self.dashboard = replace(dashboard or Dashboard(), name=name)
         self._run: tuple[Any, Any] | None = None
+        self._original: HessianRankMonitor | None = None
+        self._follower: HessianRankMonitor | None = None
         self._begin_run()
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """One plain dict per measurement of the run; it survives checkpoint and resume."""
-        return self._session.series.history
+        """One plain dict per measurement of the run; it survives checkpoint and resume.
+
+        Of a monitor that has not run itself, but a deep copy of it (frameworks copy callbacks):
+        that of the copy which began a run last.
+        """
+        own = self._session.series.history
+        return own if own or self._follower is None else self._follower.history
 
     def plot(self) -> Figure:
         """Draw rank, counts at coarser tolerances and bound over the steps of the run so far.
@@ -170,6 +178,8 @@ class HessianRankMonitor(Callback):
         if self._run is not None and self._run != run:
             self._begin_run()
         self._run = run
+        if self._original is not None:
+            self._original._follower = self
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Start the clock and the dashboard; refuse strategies that cannot be measured."""
@@ -225,19 +235,24 @@ class HessianRankMonitor(Callback):
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Measure the trained network, unless that has just been done."""
         self._measure(trainer, pl_module)
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        """Measure again if a later callback has changed the weights at the end of training."""
+        if self._session.series.last_step == trainer.global_step:
+            self._measure(trainer, pl_module)
         self._session.failures.summarise()
         self._session.series.clock.stop()
 
     # -- one measurement -----------------------------------------------------------------------
 
     def _measure(self, trainer: Any, module: Any) -> None:
-        """Measure, remember and log; at most once at each step."""
+        """Measure, remember and log; the same weights only once."""
         session, series, failures = self._session, self._session.series, self._session.failures
         step = trainer.global_step
-        if failures.final or series.last_step == step:
-            return
-        if series.reference is None and self.settings.data is None:
+        if failures.final or (series.reference is None and self.settings.data is None):
             return  # the first batch was of no use, which has been said
+        if not session.is_new(trainer, module):
+            return
         measurement = None
         if session.affordable(self.settings.max_overhead):
             with failures.handled(f"no rank was measured at step {step}", among="measurements"):
@@ -295,4 +310,12 @@ class HessianRankMonitor(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to this process."""
-        return {**vars(self), "_run": None}
+        return {**vars(self), "_run": None, "_original": None, "_follower": None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> HessianRankMonitor:
+        """Copy, but let the copy know of whom it is, so that its history is found there."""
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        vars(copied).update(copy.deepcopy(self.__getstate__(), memo))
+        copied._original = self
+        return copied

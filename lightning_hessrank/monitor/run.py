@@ -17,12 +17,14 @@ from lightning_hessrank.bounding import reference_batch_bound, reference_bound
 from lightning_hessrank.hessian import NonFiniteError
 from lightning_hessrank.hessian.verify import SPLIT_TOLERANCE
 from lightning_hessrank.measure import Ranks, measure
+from lightning_hessrank.monitor.checks import check_subject
 from lightning_hessrank.monitor.failures import Failures, cause_of
 from lightning_hessrank.monitor.log import logger
 from lightning_hessrank.monitor.progress import progress_bar
 from lightning_hessrank.monitor.reference import ReferenceData, as_batches, collect, deal, share
 from lightning_hessrank.monitor.series import Series
 from lightning_hessrank.monitor.settings import Settings
+from lightning_hessrank.network.batches import batch_size, fingerprint
 from lightning_hessrank.processes import Processes
 from lightning_hessrank.results import (
     LayerRank,
@@ -90,11 +92,26 @@ class Session:
                 kept = collect(batches, settings.max_samples, seed=settings.seed)
                 kept = deal(kept, settings.max_samples, processes)
             series.reference = ReferenceData.gather(kept, processes)
+            series.reference.is_cut = settings.data is None and (
+                sum(map(batch_size, kept)) < batch_size(first_batch)
+            )
         if series.is_on_other_data():
             self.failures.warn_once(
                 "the reference data differ from those of the run that is resumed, so ranks before "
                 "and after this point are not comparable; pass the same data=... to the monitor"
             )
+
+    def is_new(self, trainer: Any, module: Any) -> bool:
+        """Whether a module is not what was last measured: at another step, or with other weights.
+
+        Weights may change without a step of the optimiser (averages that are swapped in at the
+        end). All processes decide alike.
+        """
+        series = self.series
+        before, series.last_weights = series.last_weights, weights_of(module)
+        if series.last_step != trainer.global_step:
+            return True
+        return any(self.processes.gather(before not in (None, series.last_weights)))
 
     def affordable(self, max_overhead: float | None) -> bool:
         """Whether the time budget allows a measurement now; all processes decide alike."""
@@ -121,6 +138,7 @@ class Session:
             self.processes.together(),
             self._subject(trainer, module) as subject,
         ):
+            check_subject(subject, series, self.failures, step=trainer.global_step)
             self._seek_bound(trainer, module, subject)
             ranks = self._measure(trainer, subject)
             finite = not math.isnan(ranks.total.rank)
@@ -207,7 +225,7 @@ class Session:
         series = self.series
         if series.bound_sought:
             return
-        subject.evaluate(subject.batches[0])  # what the step itself raises is no fault of the bound
+        self._without_bound = ""
         series.bound_sought = True
         series.bound, self._without_bound = self._bound_of_all(
             trainer, module, subject, reference_bound, "a bound"
@@ -275,6 +293,12 @@ class Session:
         )
         self.failures.warn_once(f"{reason}; please report this network to lightning-hessrank")
         return replace(bound, is_theorem=False, reason=reason)
+
+
+def weights_of(module: Any) -> str:
+    """Fingerprint of all parameters and floating buffers of a module."""
+    buffers = [x for x in module.buffers() if x.is_floating_point()]
+    return fingerprint([*module.parameters(), *buffers])
 
 
 def _layers(subject: Subject) -> dict[str, list[str]]:

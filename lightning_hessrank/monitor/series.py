@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lightning_hessrank.monitor.clock import Clock
+from lightning_hessrank.monitor.form import Form
 from lightning_hessrank.monitor.reference import ReferenceData
 from lightning_hessrank.processes import Processes
 from lightning_hessrank.results import Measurement, RankBound
@@ -19,6 +20,7 @@ class Series:
 
     def __init__(self, meaning: dict[str, Any]) -> None:
         self.meaning = meaning
+        self._asked = dict(meaning)
         self.history: list[dict[str, Any]] = []
         self.reference: ReferenceData | None = None
         self.bound: RankBound | None = None
@@ -27,10 +29,19 @@ class Series:
         """Measurements that the time budget has left out."""
         self.last_step: int | None = None
         """At which a measurement was last taken, or tried in vain."""
+        self.last_weights: str | None = None
+        """Fingerprint of the weights then, in this process."""
+        self.form: Form | None = None
+        """Of the function that was last measured."""
         self.verified = False
         """Whether products have been compared with finite differences, in this process."""
         self.clock = Clock()
         self._saved_reference: dict[str, Any] = {}
+
+    def forget_function(self) -> None:
+        """Settle bound and method anew: another function is measured from here on."""
+        self.bound, self.bound_sought, self.verified = None, False, False
+        self.meaning["method"] = self._asked["method"]
 
     def add(self, measurement: Measurement) -> None:
         """Remember a measurement, and on which data it was taken."""
@@ -62,6 +73,7 @@ class Series:
             "reference": reference,
             "bound": None if self.bound is None else self.bound.to_dict(),
             "bound_sought": self.bound_sought,
+            "form": None if self.form is None else self.form._asdict(),
             "skipped": self.skipped,
             "clock": self.clock.state_dict(),
         }
@@ -81,6 +93,7 @@ class Series:
         bound = state["bound"]
         self.bound = None if bound is None else RankBound.from_dict(bound)
         self.bound_sought = state["bound_sought"]
+        self.form = Form.from_state(state.get("form"))
         self.skipped = state["skipped"]
         self.clock.load_state_dict(state["clock"])
         return changed

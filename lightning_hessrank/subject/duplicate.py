@@ -25,7 +25,7 @@ MODULE_INTERNALS = frozenset(vars(nn.Module()))
 _WRITING = ("add_scalar", "log_metrics", "write", "writerow", "emit")
 
 
-def duplicate(module: _Module, memo: dict[int, Any]) -> _Module:
+def duplicate(module: _Module, memo: dict[int, Any]) -> tuple[_Module, dict[int, Any]]:
     """Copy a module deeply.
 
     Tensors that belong to an autograd graph, which cannot be copied, become NaN, so that using a
@@ -35,6 +35,9 @@ def duplicate(module: _Module, memo: dict[int, Any]) -> _Module:
     Args:
         module: any module.
         memo: ``id(x)`` -> what to put in the place of ``x``.
+
+    Returns:
+        The copy, and ``id(x)`` -> copy of ``x`` for all that was copied.
     """
     attributes = [
         value
@@ -46,17 +49,24 @@ def duplicate(module: _Module, memo: dict[int, Any]) -> _Module:
         for tensor in list_tensors(value) if isinstance(value, (Tensor, list, tuple, dict)) else ():
             if not tensor.is_leaf:
                 memo[id(tensor)] = torch.full_like(tensor.detach(), torch.nan)
+    copies = dict(memo)  # what fails leaves half-made copies behind
     try:
-        return copy.deepcopy(module, dict(memo))
+        return copy.deepcopy(module, copies), copies
     except Exception:  # probing each attribute copies it, so only where the direct way fails
         seen: set[int] = set()
         for value in attributes:
-            _settle(value, memo, seen)
-        return copy.deepcopy(module, memo)
+            settle(value, memo, seen)
+        return copy.deepcopy(module, memo), memo
 
 
-def _settle(value: Any, memo: dict[int, Any], seen: set[int]) -> None:
-    """Note stand-ins for the innermost objects within ``value`` that cannot be copied."""
+def settle(value: Any, memo: dict[int, Any], seen: set[int]) -> None:
+    """Note stand-ins for the innermost objects within ``value`` that cannot be copied.
+
+    Args:
+        value: any object.
+        memo: ``id(x)`` -> what to put in the place of ``x``; stand-ins are added.
+        seen: ids of what has been looked at.
+    """
     if id(value) in seen or isinstance(value, nn.Module):
         return
     seen.add(id(value))
@@ -65,7 +75,7 @@ def _settle(value: Any, memo: dict[int, Any], seen: set[int]) -> None:
     known = _known_stand_in(value)
     if known is None:
         for child in _children(value):
-            _settle(child, memo, seen)
+            settle(child, memo, seen)
         if _can_copy(value, memo):
             return
     memo[id(value)] = value if known is None else known

@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader
 from lightning_hessrank import HessianRankMonitor
 from lightning_hessrank.monitor import reference
 from lightning_hessrank.monitor import run as session
-from lightning_hessrank.subject import subject, trainer_view
+from lightning_hessrank.subject import isolated, trainer_view
+from lightning_hessrank.subject.state import State
 from tests.training import (
     NAMESPACES,
     QUIET,
@@ -150,15 +151,15 @@ def test_with_weight_averaging() -> None:
 
 def without_copy(patch: pytest.MonkeyPatch) -> None:
     """Measure on the live module, which is float64 here already."""
-    patch.setattr(subject, "shadow_copy", lambda module, **options: module)
-    patch.setattr(subject, "rewound", lambda module: nullcontext())
-    patch.setattr(subject, "release", lambda module: None)
+    patch.setattr(isolated, "shadow_copy", lambda module, **options: module)
+    patch.setattr(State, "rewound", lambda state: nullcontext())
+    patch.setattr(isolated, "release", lambda module: None)
 
 
 def without_restored_dtype(patch: pytest.MonkeyPatch) -> None:
     set_default_dtype = torch.set_default_dtype
     patch.setattr(
-        subject, "differentiable_twice", lambda dtype, **_: nullcontext(set_default_dtype(dtype))
+        isolated, "differentiable_twice", lambda dtype, **_: nullcontext(set_default_dtype(dtype))
     )
 
 
