@@ -202,7 +202,7 @@ def fingerprint(batches: Any) -> str:
         digest.update(f"{tuple(tensor.shape)} {tensor.dtype};".encode())
         for part in _stored(tensor):
             content = part.detach().cpu().contiguous().flatten().view(torch.uint8)
-            digest.update(content.numpy())
+            digest.update(content.numpy().data)
     return digest.hexdigest()
 
 

@@ -134,11 +134,10 @@ class IsolatedModule:
 def set_mode(module: nn.Module, training: bool) -> None:
     """Set the mode of a copy; a Lightning module may say itself what evaluation mode means."""
     own = getattr(type(module), "on_validation_model_eval", None)
-    overridden = own is not None and not own.__module__.startswith(_LIGHTNING)
-    module.train(training)
-    if overridden and not training:
-        module.train()
+    if own is not None and not training and not own.__module__.startswith(_LIGHTNING):
         own(module)
+    else:
+        module.train(training)
 
 
 def _measuring_device(module: nn.Module) -> torch.device:

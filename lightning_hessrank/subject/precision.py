@@ -17,7 +17,7 @@ from lightning_hessrank.network.batches import measuring_dtype
 from lightning_hessrank.network.modes import OrderedMode, Place
 
 _CASTS = {Tensor.float, Tensor.half, Tensor.bfloat16, Tensor.double}
-_COMPLEX_CASTS = {Tensor.cfloat, Tensor.cdouble, Tensor.chalf}
+_COMPLEX_CASTS = {getattr(Tensor, name) for name in ("cfloat", "cdouble", "chalf")}
 # Reads the same bits as another type: exchanging that type would change the value.
 _BITS = {Tensor.view}
 

@@ -36,13 +36,12 @@ class _KeptReference(weakref.ref[Any]):
     """A weak reference that keeps what it refers to: nothing else may hold a copy."""
 
     __slots__ = ("kept",)
-
-    def __init__(self, kept: Any) -> None:
-        super().__init__(kept)
-        self.kept = kept
+    kept: Any
 
     def __new__(cls, kept: Any) -> _KeptReference:
-        return super().__new__(cls, kept)
+        reference = super().__new__(cls, kept)
+        reference.kept = kept
+        return reference
 
 
 class _Rebinder:
@@ -51,7 +50,15 @@ class _Rebinder:
         self._own = {id(x) for x in memo.values()}
 
     def __call__(self, value: Any) -> Any:
-        """Return what is to stand in the place of a value; the value itself where that will do."""
+        """Return what is to stand in the place of a value of the copy, itself maybe."""
+        if isinstance(value, weakref.WeakKeyDictionary):
+            self._exchange(value, [(self._copied(key), item) for key, item in value.items()])
+        elif isinstance(value, weakref.WeakValueDictionary):
+            self._exchange(value, [(key, self._copied(item)) for key, item in value.items()])
+        return self._rebound(value)
+
+    def _rebound(self, value: Any) -> Any:
+        """Return what stands for a function, method or reference; anything else as it is."""
         if isinstance(value, types.FunctionType):
             return self._function(value)
         if isinstance(value, types.MethodType):
@@ -62,15 +69,17 @@ class _Rebinder:
             return self._reference(value)
         if isinstance(value, functools._lru_cache_wrapper):
             return self._cached(value)
-        if isinstance(value, weakref.WeakKeyDictionary):
-            items: Any = [(self._copied(key), item) for key, item in value.items()]
-            value.clear()
-            value.update(items)
         return value
+
+    @staticmethod
+    def _exchange(table: Any, items: list[tuple[Any, Any]]) -> None:
+        table.clear()
+        for key, item in items:
+            table[key] = item
 
     def _copied(self, value: Any) -> Any:
         """Return the copy of a value, made now where there is none yet."""
-        rebound = self(value)
+        rebound = self._rebound(value)
         if rebound is not value or id(value) in self._own or isinstance(value, types.FunctionType):
             return rebound
         if id(value) not in self._memo:
@@ -130,7 +139,7 @@ class _Rebinder:
         return found is not content and found is not function
 
     def _method(self, method: types.MethodType) -> types.MethodType:
-        function, owner = self(method.__func__), self._memo.get(id(method.__self__))
+        function, owner = self._rebound(method.__func__), self._memo.get(id(method.__self__))
         if owner is None:
             owner = method.__self__
         if function is method.__func__ and owner is method.__self__:

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from lightning_hessrank.subject.trainer_view import ReadOnly
 
@@ -36,6 +36,7 @@ _LEAVES = (
     *(type, types.ModuleType, types.CodeType, torch.dtype, torch.device),
     *(Tensor, ReadOnly),
 )
+_UNINITIALIZED = (UninitializedBuffer, UninitializedParameter)
 
 
 class Holder(NamedTuple):
@@ -130,7 +131,7 @@ class State:
 
     def _is_exchanged(self, value: Any) -> bool:
         if isinstance(value, Tensor):
-            return id(value) not in self._fixed and not isinstance(value, UninitializedTensorMixin)
+            return id(value) not in self._fixed and not isinstance(value, _UNINITIALIZED)
         return isinstance(value, (itertools.count, itertools.cycle))
 
 
@@ -241,9 +242,9 @@ def _function(value: Any) -> Iterator[Holder]:
     if value.__defaults__:
         defaults = value.__defaults__
         yield Holder(value, defaults, lambda x: setattr(value, "__defaults__", tuple(x)))
-    for namespace in (value.__kwdefaults__, value.__dict__):
-        if namespace:
-            yield from _dict(namespace)
+    yield from _dict(vars(value))
+    if value.__kwdefaults__:
+        yield from _dict(value.__kwdefaults__)
 
 
 def _fill(cell: types.CellType, items: Sequence[Any]) -> None:

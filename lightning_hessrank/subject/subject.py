@@ -87,6 +87,7 @@ class Subject(IsolatedModule):
 
     def loss_function(self) -> LossFunction:
         """Return the mean loss over all batches as a function of the trainable parameters."""
+        self.settle_once()  # before anyone moves the parameters
         terms = [
             LossTerm(size / self.total_samples, lambda batch=batch: self._evaluation(batch))  # type: ignore[misc]
             for size, batch in zip(self.sizes, self.batches, strict=True)
