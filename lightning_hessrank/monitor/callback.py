@@ -178,8 +178,9 @@ class HessianRankMonitor(Callback):
         if self._run is not None and self._run != run:
             self._begin_run()
         self._run = run
-        if self._original is not None:
-            self._original._follower = self
+        self._follower, original = None, self._original
+        while original is not None:
+            original._follower, original = self, original._original
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Start the clock and the dashboard; refuse strategies that cannot be measured."""
@@ -214,7 +215,7 @@ class HessianRankMonitor(Callback):
         if any(isinstance(p, UninitializedParameter) for p in pl_module.parameters()):
             return  # lazy modules: as soon as the first step has given them a shape
         self._first_batch_pending = False
-        if not self.history:
+        if not session.series.history:
             self._measure(trainer, pl_module)
 
     def on_train_batch_end(

@@ -5,7 +5,11 @@ from __future__ import annotations
 from lightning_hessrank.monitor.failures import Failures, cause_of, is_ours
 from lightning_hessrank.monitor.form import Form
 from lightning_hessrank.monitor.series import Series
-from lightning_hessrank.subject.comparison import differ, losses_in_both_modes
+from lightning_hessrank.subject.comparison import (
+    EvaluationModeError,
+    differ,
+    losses_in_both_modes,
+)
 from lightning_hessrank.subject.step import StepResult
 from lightning_hessrank.subject.subject import Subject
 
@@ -46,7 +50,7 @@ def _evaluated(subject: Subject, series: Series) -> StepResult:
         if is_ours(error):
             raise
         if _is_measured_in_evaluation_mode(series):
-            losses_in_both_modes(subject)  # raises EvaluationModeError where that is the cause
+            _blame_the_mode(subject)
         assert series.reference is not None
         if series.reference.is_cut:
             raise StepFailedError(
@@ -54,6 +58,16 @@ def _evaluated(subject: Subject, series: Series) -> StepResult:
                 f"({cause_of(error)}); max_samples=None takes batches whole"
             ) from error
         raise
+
+
+def _blame_the_mode(subject: Subject) -> None:
+    """Raise :class:`EvaluationModeError` if the step runs in training mode only."""
+    try:
+        losses_in_both_modes(subject)
+    except EvaluationModeError:
+        raise
+    except Exception:  # fails in both, for another reason
+        return
 
 
 def _compare_modes(subject: Subject, series: Series, failures: Failures) -> None:
