@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 from lightning_hessrank.bounding import floating, network_of, reference_batch_bound
 from lightning_hessrank.bounds.linear import LinearKind, linear_bound
-from lightning_hessrank.hessian.operator import NonFiniteError
+from lightning_hessrank.estimators import method_names
 from lightning_hessrank.measure import measure
 from lightning_hessrank.network.batches import batch_size, list_tensors
 from lightning_hessrank.network.losses import LossCallable, loss_function, loss_kind
 from lightning_hessrank.network.pairs import as_pairs, call
 from lightning_hessrank.results import (
-    METHODS,
     PARTS,
     Method,
+    NonFiniteError,
     Part,
     RankBound,
     RankEstimate,
@@ -84,7 +84,7 @@ def hessian_rank(
         MemoryError: what the method needs does not fit.
     """
     check_choice("part", part, PARTS)
-    check_choice("method", method, ("auto", *METHODS))
+    check_choice("method", method, method_names())
     check_model(model)
     _check_numbers(max_rank, seed, dtype)
     if rtol is not None:

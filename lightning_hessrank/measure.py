@@ -128,7 +128,7 @@ def measure(
             )
 
         if method == "dense" and processes.count == 1 and len(wanted) == len(PARTS):
-            found = dense_parts(curvature, rtol=rtol, memory_limit=memory, progress=progress)
+            found = dense_parts(operators, rtol=rtol, memory_limit=memory, progress=progress)
         else:
             found = {part: rank(operators[part], part, limits[part]) for part in wanted}
         blocks = {

@@ -36,6 +36,11 @@ def dense_hessian(
     return hessian(loss)(flat)
 
 
+def exact_rank(model: nn.Module, loss_fn: Callable[..., Tensor], x: Tensor, y: Tensor) -> int:
+    """Rank of the dense Hessian of a network as it is."""
+    return symmetric_rank(dense_hessian(model, loss_fn, [(x, y)]))
+
+
 def closed_form(widths: Sequence[int], samples_rank: int, outputs: int) -> tuple[int, int, int]:
     """Ranks (outer, functional, total) of a linear chain without biases (arXiv 2106.16225)."""
     r, k, hidden = samples_rank, outputs, widths[1:-1]

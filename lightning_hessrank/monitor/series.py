@@ -43,10 +43,19 @@ class Series:
         self.bound, self.bound_sought, self.verified = None, False, False
         self.meaning["method"] = self._asked["method"]
 
-    def add(self, measurement: Measurement) -> None:
-        """Remember a measurement, and on which data it was taken."""
+    def record(self, measurement: Measurement) -> dict[str, Any]:
+        """Return what the history is to hold of a measurement, with the data and mode behind it."""
         assert self.reference is not None
-        self.history.append({**measurement.record(), "reference": self.reference.fingerprint[:16]})
+        return {
+            **measurement.record(),
+            "num_samples": self.reference.num_samples,
+            "module_mode": self.meaning["module_mode"],
+            "reference": self.reference.fingerprint[:16],
+        }
+
+    def add(self, measurement: Measurement) -> None:
+        """Remember a measurement."""
+        self.history.append(self.record(measurement))
 
     def restore_reference(self, processes: Processes) -> None:
         """Take up the reference data that a checkpoint kept, if it did."""

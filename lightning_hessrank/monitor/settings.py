@@ -8,17 +8,18 @@ from typing import Any, Literal
 
 from torch.utils.data import Dataset
 
+from lightning_hessrank.estimators import method_names
+from lightning_hessrank.results import Method
 from lightning_hessrank.subject.step import LossFn
 from lightning_hessrank.tolerance import check_rtol
 
 _CHOICES = {
-    "method": ("auto", "dense", "sketch", "lanczos"),
     "module_mode": ("eval", "train"),
     "on_error": ("warn", "raise"),
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """Arguments of :class:`lightning_hessrank.HessianRankMonitor`, which documents them.
 
@@ -27,26 +28,26 @@ class Settings:
         TypeError: an argument has the wrong type.
     """
 
-    every_n_epochs: int | None
-    every_n_steps: int | None
-    method: Literal["auto", "dense", "sketch", "lanczos"]
-    rtol: float | None
-    data: Any
-    max_samples: int | None
-    loss_fn: LossFn | None
-    module_mode: Literal["eval", "train"]
-    layers: bool
-    max_overhead: float | None
-    on_error: Literal["warn", "raise"]
-    progress_bar: bool
-    prog_bar: bool
-    name: str
-    seed: int
+    every_n_epochs: int | None = None
+    every_n_steps: int | None = None
+    method: Method = "auto"
+    rtol: float | None = None
+    data: Any = None
+    max_samples: int | None = 512
+    loss_fn: LossFn | None = None
+    module_mode: Literal["eval", "train"] = "eval"
+    layers: bool = False
+    max_overhead: float | None = None
+    on_error: Literal["warn", "raise"] = "warn"
+    progress_bar: bool = True
+    prog_bar: bool = False
+    name: str = "hessian"
+    seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("every_n_epochs", "every_n_steps", "max_samples"):
             _check_positive(name, getattr(self, name))
-        for name, choices in _CHOICES.items():
+        for name, choices in {"method": method_names(), **_CHOICES}.items():
             value = getattr(self, name)
             if value not in choices:
                 listed = ", ".join(map(repr, choices))

@@ -74,7 +74,6 @@ def losses_in_both_modes(subject: Subject) -> tuple[float, float]:
         Exception: whatever the step raises in both.
     """
     with undisturbed():
-        subject.settle_once()
         try:
             measured = _loss(subject, lambda shadow: None)
         except Exception as error:

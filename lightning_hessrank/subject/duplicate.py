@@ -25,7 +25,7 @@ MODULE_INTERNALS = frozenset(vars(nn.Module()))
 _WRITING = ("add_scalar", "log_metrics", "write", "writerow", "emit")
 
 
-def duplicate(module: _Module, memo: dict[int, Any]) -> tuple[_Module, dict[int, Any]]:
+def duplicate(module: _Module, memo: dict[int, Any]) -> _Module:
     """Copy a module deeply.
 
     Tensors that belong to an autograd graph, which cannot be copied, become NaN, so that using a
@@ -34,10 +34,7 @@ def duplicate(module: _Module, memo: dict[int, Any]) -> tuple[_Module, dict[int,
 
     Args:
         module: any module.
-        memo: ``id(x)`` -> what to put in the place of ``x``.
-
-    Returns:
-        The copy, and ``id(x)`` -> copy of ``x`` for all that was copied.
+        memo: ``id(x)`` -> what to put in the place of ``x``; the copies of all objects are added.
     """
     attributes = [
         value
@@ -51,12 +48,14 @@ def duplicate(module: _Module, memo: dict[int, Any]) -> tuple[_Module, dict[int,
                 memo[id(tensor)] = torch.full_like(tensor.detach(), torch.nan)
     copies = dict(memo)  # what fails leaves half-made copies behind
     try:
-        return copy.deepcopy(module, copies), copies
+        found = copy.deepcopy(module, copies)
     except Exception:  # probing each attribute copies it, so only where the direct way fails
         seen: set[int] = set()
         for value in attributes:
             settle(value, memo, seen)
-        return copy.deepcopy(module, memo), memo
+        return copy.deepcopy(module, memo)
+    memo.update(copies)
+    return found
 
 
 def settle(value: Any, memo: dict[int, Any], seen: set[int]) -> None:

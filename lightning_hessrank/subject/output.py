@@ -136,8 +136,11 @@ class OutputRecorder(OrderedMode):
         return self._aliases.get(id(piece), (piece, piece))[1]
 
     def _alias(self, tensor: Tensor) -> Tensor:
-        _, alias = self._aliases.setdefault(id(tensor), (tensor, tensor.view_as(tensor)))
-        return alias
+        if id(tensor) not in self._aliases:
+            alias = tensor.view_as(tensor)
+            self._aliases[id(tensor)] = tensor, alias
+            self._aliases[id(alias)] = alias, alias
+        return self._aliases[id(tensor)][1]
 
     def _note(self, loss: Loss, place: Place, argument: Any) -> Any:
         """Remember an argument of a loss, if it is an output; return what the loss gets for it."""

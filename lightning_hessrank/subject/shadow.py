@@ -43,8 +43,9 @@ def shadow_copy(
     views = {id(x): TrainerView(x) for x in _trainers_of(module)}
     if trainer is not None:
         views.setdefault(id(trainer), TrainerView(trainer))
+    memo: dict[int, Any] = dict(views)
     with torch.no_grad():  # scripted modules clone parameters like any tensor, and keep no flag
-        shadow, memo = duplicate(module, dict(views))
+        shadow = duplicate(module, memo)
     for live, own in zip(module.parameters(), shadow.parameters(), strict=True):
         if own.requires_grad != live.requires_grad:
             own.requires_grad_(live.requires_grad)

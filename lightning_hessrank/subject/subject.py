@@ -55,7 +55,8 @@ class Subject(IsolatedModule):
             self.batches = [self.cast(batch) for batch in batches]
         self.total_samples = sum(self.sizes) if total_samples is None else total_samples
         self._step = step
-        self._settled = False
+        with undisturbed():
+            self.settle([partial(self.step, batch=batch) for batch in self.batches])
 
     @property
     def num_samples(self) -> int:
@@ -64,7 +65,6 @@ class Subject(IsolatedModule):
 
     def evaluate(self, batch: Any) -> StepResult:
         """Run the step on one (cast) batch; the same value at every call."""
-        self.settle_once()
         result = self.run(partial(self.step, batch=batch))
         if result.loss.dtype != self.dtype:
             raise TypeError(
@@ -74,12 +74,6 @@ class Subject(IsolatedModule):
             )
         return result
 
-    def settle_once(self) -> None:
-        """Let the step change trainable parameters in place, before anything is measured."""
-        if not self._settled:
-            self._settled = True
-            self.settle([partial(self.step, batch=batch) for batch in self.batches])
-
     def step(self, shadow: nn.Module, batch: Any) -> StepResult:
         """Run the step on the copy, once and as it is; see :meth:`evaluate`."""
         # a step may change its batch in place; bounds differentiate by it, so keep the graph
@@ -87,7 +81,6 @@ class Subject(IsolatedModule):
 
     def loss_function(self) -> LossFunction:
         """Return the mean loss over all batches as a function of the trainable parameters."""
-        self.settle_once()  # before anyone moves the parameters
         terms = [
             LossTerm(size / self.total_samples, lambda batch=batch: self._evaluation(batch))  # type: ignore[misc]
             for size, batch in zip(self.sizes, self.batches, strict=True)

@@ -158,7 +158,8 @@ def test_another_loss_is_noticed() -> None:
     assert [x for x in said if "has changed" in x] == [
         "HessianRankMonitor: at step 2 the function that is measured has changed: the losses that "
         "its outputs enter (mse of 2-d output before, l1_loss of 2-d output + mse of 2-d output "
-        "now). Ranks, layers, bound and method follow; ranks before and after are not of one Hessian"
+        "now). Ranks, layers, bound and method follow; ranks before and after are not of one "
+        "Hessian"
     ]
 
 

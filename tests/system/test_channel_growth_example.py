@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 
 def test_rank_and_bound_agree_and_grow_linearly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
