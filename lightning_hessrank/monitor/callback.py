@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.util
 import math
@@ -144,12 +145,19 @@ class HessianRankMonitor(Callback):
             )
         self.dashboard = replace(dashboard or Dashboard(), name=name)
         self._owners: tuple[Any, Any] | None = None
+        self._original: HessianRankMonitor | None = None
+        self._follower: HessianRankMonitor | None = None
         self._begin_run()
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """One plain dict per measurement of the run; it survives checkpoint and resume."""
-        return self._run.series.history
+        """One plain dict per measurement of the run; it survives checkpoint and resume.
+
+        Of a monitor that has not run itself, but a deep copy of it (frameworks copy callbacks):
+        that of the copy which began a run last.
+        """
+        own = self._run.series.history
+        return own if own or self._follower is None else self._follower.history
 
     def plot(self) -> Figure:
         """Draw rank, counts at coarser tolerances and bound over the steps of the run so far.
@@ -178,6 +186,9 @@ class HessianRankMonitor(Callback):
         if self._owners is not None and self._owners != owners:
             self._begin_run()
         self._owners = owners
+        self._follower, original = None, self._original
+        while original is not None:
+            original._follower, original = self, original._original
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Start the clock and the dashboard; refuse strategies that cannot be measured."""
@@ -212,7 +223,7 @@ class HessianRankMonitor(Callback):
         if any(isinstance(p, UninitializedParameter) for p in pl_module.parameters()):
             return  # lazy modules: as soon as the first step has given them a shape
         self._first_batch_pending = False
-        if not self.history:
+        if not run.series.history:
             self._measure(trainer, pl_module)
 
     def on_train_batch_end(
@@ -233,19 +244,24 @@ class HessianRankMonitor(Callback):
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Measure the trained network, unless that has just been done."""
         self._measure(trainer, pl_module)
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        """Measure again if a later callback has changed the weights at the end of training."""
+        if self._run.series.last_step == trainer.global_step:
+            self._measure(trainer, pl_module)
         self._run.failures.summarise()
         self._run.series.clock.stop()
 
     # -- one measurement -----------------------------------------------------------------------
 
     def _measure(self, trainer: Any, module: Any) -> None:
-        """Measure, remember and log; at most once at each step."""
+        """Measure, remember and log; the same weights only once."""
         run, series, failures = self._run, self._run.series, self._run.failures
         step = trainer.global_step
-        if failures.final or series.last_step == step:
-            return
-        if series.reference is None and self.settings.data is None:
+        if failures.final or (series.reference is None and self.settings.data is None):
             return  # the first batch was of no use, which has been said
+        if not run.is_new(module, step):
+            return
         measurement = None
         if run.affordable():
             with failures.handled(f"no rank was measured at step {step}", among="measurements"):
@@ -309,4 +325,12 @@ class HessianRankMonitor(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to this process."""
-        return {**vars(self), "_owners": None}
+        return {**vars(self), "_owners": None, "_original": None, "_follower": None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> HessianRankMonitor:
+        """Copy, and let the copy know of whom it is, so that its history is found there."""
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        vars(copied).update(copy.deepcopy(self.__getstate__(), memo))
+        copied._original = self
+        return copied

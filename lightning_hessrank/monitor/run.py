@@ -16,6 +16,7 @@ from lightning_hessrank.estimating import Ranks
 from lightning_hessrank.hessian import NonFiniteError
 from lightning_hessrank.measure import measure
 from lightning_hessrank.monitor.bounds import Bounds, layer_ranks
+from lightning_hessrank.monitor.checks import check_subject
 from lightning_hessrank.monitor.failures import Failures
 from lightning_hessrank.monitor.log import logger
 from lightning_hessrank.monitor.place import Place
@@ -24,6 +25,7 @@ from lightning_hessrank.monitor.reference import ReferenceData, as_batches, coll
 from lightning_hessrank.monitor.series import Series
 from lightning_hessrank.monitor.settings import Settings
 from lightning_hessrank.monitor.stopping import obeying_sigterm
+from lightning_hessrank.network.batches import batch_size, fingerprint
 from lightning_hessrank.network.function import layers_of
 from lightning_hessrank.processes import Processes
 from lightning_hessrank.results import BoundNotAvailableError, Measurement, nan_estimate
@@ -83,11 +85,26 @@ class Run:
                 kept = collect(batches, settings.max_samples, seed=settings.seed)
                 kept = deal(kept, settings.max_samples, processes)
             series.reference = ReferenceData.gather(kept, processes)
+            series.reference.is_cut = settings.data is None and (
+                sum(map(batch_size, kept)) < batch_size(first_batch)
+            )
         if series.is_on_other_data():
             self.failures.warn_once(
                 "the reference data differ from those of the run that is resumed, so ranks before "
                 "and after this point are not comparable; pass the same data=... to the monitor"
             )
+
+    def is_new(self, module: Any, step: int) -> bool:
+        """Whether a module is not what was last measured: at another step, or with other weights.
+
+        Weights may change without a step of the optimiser (averages that are swapped in at the
+        end). All processes decide alike.
+        """
+        series = self.series
+        before, series.last_weights = series.last_weights, weights_of(module)
+        if series.last_step != step:
+            return True
+        return any(self.processes.gather(before not in {None, series.last_weights}))
 
     def affordable(self) -> bool:
         """Whether the time budget allows a measurement now; all processes decide alike."""
@@ -117,6 +134,7 @@ class Run:
             self._subject(module, place) as subject,
         ):
             union = partial(self._union, module, place, subject)
+            check_subject(subject, series, self.failures, step=place.step)
             self._bounds.seek(subject, union)
             ranks = self._ranks(subject, place)
             finite = not math.isnan(ranks.total.rank)
@@ -224,3 +242,9 @@ class Run:
             return
         with self._subject(module, place, everyone) as subject:
             yield subject
+
+
+def weights_of(module: Any) -> str:
+    """Fingerprint of all parameters and floating buffers of a module."""
+    buffers = [x for x in module.buffers() if x.is_floating_point()]
+    return fingerprint([*module.parameters(), *buffers])

@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning_hessrank.budget import Plan
 from lightning_hessrank.monitor.clock import Clock
+from lightning_hessrank.monitor.form import Form
 from lightning_hessrank.monitor.reference import ReferenceData
 from lightning_hessrank.processes import Processes
 from lightning_hessrank.results import Measurement, RankBound
@@ -20,6 +21,7 @@ class Series:
 
     def __init__(self, meaning: dict[str, Any]) -> None:
         self.meaning = meaning
+        self._asked = dict(meaning)
         self.history: list[dict[str, Any]] = []
         self.reference: ReferenceData | None = None
         self.plan: Plan | None = None
@@ -30,10 +32,19 @@ class Series:
         """Measurements that the time budget has left out."""
         self.last_step: int | None = None
         """At which a measurement was last taken, or tried in vain."""
+        self.last_weights: str | None = None
+        """Fingerprint of the weights then, in this process."""
+        self.form: Form | None = None
+        """Of the function that was last measured."""
         self.verified = False
         """Whether products have been compared with finite differences, in this process."""
         self.clock = Clock()
         self._saved_reference: dict[str, Any] = {}
+
+    def forget_function(self) -> None:
+        """Settle bound and method anew: another function is measured from here on."""
+        self.bound, self.bound_sought, self.verified = None, False, False
+        self.meaning["method"], self.plan = self._asked["method"], None
 
     def record(self, measurement: Measurement) -> dict[str, Any]:
         """Return what the history is to hold of a measurement, with the data and mode behind it."""
@@ -75,6 +86,7 @@ class Series:
             "bound": None if self.bound is None else self.bound.to_dict(),
             "bound_sought": self.bound_sought,
             "plan": None if self.plan is None else self.plan.to_dict(),
+            "form": None if self.form is None else self.form._asdict(),
             "skipped": self.skipped,
             "clock": self.clock.state_dict(),
         }
@@ -96,6 +108,7 @@ class Series:
         self.bound_sought = state["bound_sought"]
         plan = state.get("plan")  # of version 0.1 there is none
         self.plan = None if plan is None else Plan.from_dict(plan)
+        self.form = Form.from_state(state.get("form"))
         self.skipped = state["skipped"]
         self.clock.load_state_dict(state["clock"])
         return changed

@@ -194,8 +194,9 @@ def _cut_tensor(tensor: Tensor, kept: slice) -> Tensor:
 
 
 def num_bytes(batches: Any) -> int:
-    """Bytes of all tensors."""
-    return sum(x.numel() * x.element_size() for x in list_tensors(batches))
+    """Bytes of all tensors, as they are stored."""
+    parts = (part for x in list_tensors(batches) for part in _stored(x))
+    return sum(x.numel() * x.element_size() for x in parts)
 
 
 def fingerprint(batches: Any) -> str:
@@ -203,7 +204,20 @@ def fingerprint(batches: Any) -> str:
     digest = hashlib.sha256()
     for tensor in list_tensors(batches):
         digest.update(f"{tuple(tensor.shape)} {tensor.dtype};".encode())
-        dense = tensor.detach().to_dense() if tensor.layout is not torch.strided else tensor
-        content = dense.detach().cpu().contiguous().flatten().view(torch.uint8)
-        digest.update(content.numpy().tobytes())
+        for part in _stored(tensor):
+            content = part.detach().cpu().contiguous().flatten().view(torch.uint8)
+            digest.update(content.numpy().data)
     return digest.hexdigest()
+
+
+def _stored(tensor: Tensor) -> tuple[Tensor, ...]:
+    """The dense tensors that a tensor is stored in: a sparse one's indices and values."""
+    if tensor.layout is torch.strided:
+        return (tensor,)
+    if tensor.layout is torch.sparse_coo:
+        return tensor._indices(), tensor._values()
+    if tensor.layout in {torch.sparse_csr, torch.sparse_bsr}:
+        return tensor.crow_indices(), tensor.col_indices(), tensor.values()
+    if tensor.layout in {torch.sparse_csc, torch.sparse_bsc}:
+        return tensor.ccol_indices(), tensor.row_indices(), tensor.values()
+    return (tensor.to_dense(),)

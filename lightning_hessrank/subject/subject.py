@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -55,6 +56,8 @@ class Subject(IsolatedModule):
             self.batches = [self.cast(batch) for batch in batches]
         self.total_samples = sum(self.sizes) if total_samples is None else total_samples
         self._step = step
+        with undisturbed():
+            self.settle([partial(self.step, batch=batch) for batch in self.batches])
 
     @property
     def num_samples(self) -> int:
@@ -63,8 +66,7 @@ class Subject(IsolatedModule):
 
     def evaluate(self, batch: Any) -> StepResult:
         """Run the step on one (cast) batch; the same value at every call."""
-        # a step may change its batch in place; bounds differentiate by it, so keep the graph
-        result = self.run(lambda shadow: self._step(shadow, map_tensors(batch, torch.clone)))
+        result = self.run(partial(self.step, batch=batch))
         if result.loss.dtype != self.dtype:
             raise TypeError(
                 f"the loss came out in {result.loss.dtype} although all weights and data are "
@@ -107,6 +109,11 @@ class Subject(IsolatedModule):
             seed=self._seed,
             trainer=self._trainer,
         )
+
+    def step(self, shadow: nn.Module, batch: Any) -> StepResult:
+        """Run the step on the copy, once and as it is; see :meth:`evaluate`."""
+        # a step may change its batch in place; bounds differentiate by it, so keep the graph
+        return self._step(shadow, map_tensors(batch, torch.clone))
 
     def loss_function(self) -> LossFunction:
         """Return the mean loss over all batches as a function of the trainable parameters."""
