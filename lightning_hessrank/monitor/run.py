@@ -32,6 +32,9 @@ from lightning_hessrank.results import BoundNotAvailableError, Measurement, nan_
 from lightning_hessrank.subject.step import module_step
 from lightning_hessrank.subject.subject import Subject
 
+#: Share of the time budget that each of the bounds has in any case.
+BOUND_SHARE = 0.15
+
 
 class Run:
     """Measures one run: the same quantity on the same data, each time that it is asked.
@@ -135,10 +138,11 @@ class Run:
         ):
             union = partial(self._union, module, place, subject)
             check_subject(subject, series, self.failures, step=place.step)
-            self._bounds.seek(subject, union)
+            self._bounds.seek(subject, union, None if limit is None else BOUND_SHARE * limit)
             ranks = self._ranks(subject, place)
-            finite = not math.isnan(ranks.total.rank)
-            batch_bound = self._bounds.of_batch(union) if finite else None
+            batch_bound = None
+            if not math.isnan(ranks.loss):
+                batch_bound = self._bounds.of_batch(union, self._left())
         return Measurement(
             step=place.step,
             epoch=place.epoch,
@@ -153,6 +157,14 @@ class Run:
             overhead=series.clock.overhead(),
             skipped=series.skipped,
         )
+
+    def _left(self) -> float | None:
+        """Seconds that are left for a batch bound; some, even where the rank took all."""
+        if self._deadline is None:
+            return None
+        assert self._settings.max_seconds is not None
+        left = self._deadline - time.perf_counter()
+        return max(left, BOUND_SHARE * self._settings.max_seconds)
 
     def _ranks(self, subject: Subject, place: Place) -> Ranks:
         series, settings = self.series, self._settings
