@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_hessrank.dashboard.images import image_sink
 from lightning_hessrank.dashboard.link import announcement
-from lightning_hessrank.dashboard.tags import scalars
+from lightning_hessrank.dashboard.tab.records import ABOUT, dumps, tag, texts_of
+from lightning_hessrank.dashboard.tags import counts_by_label, scalars
 from lightning_hessrank.dashboard.text import bound_table, guide
 from lightning_hessrank.results import Measurement
 
@@ -28,6 +29,8 @@ class Dashboard:
 
     name: str = "hessian"
     """First part of every tag."""
+    tab: bool = True
+    """What the tab "Hessian" shows besides scalars: spectrum, layers, method (TensorBoard)."""
     figures: bool = True
     """Overview of the run (an estimate with its interval), spectrum, sorted eigenvalues, layers."""
     histogram: bool = True
@@ -100,10 +103,14 @@ class Dashboard:
                 bound = getattr(measurement, leaf)
                 if bound is not None:
                     page.add_text(f"{self.name}-text/{leaf}", bound_table(bound), step)
+        if self.tab:
+            texts = texts_of(measurement, counts_by_label(measurement.total))
+            for kind, text in texts.items():
+                page.add_record(tag(self.name, kind), dumps(text), step, once=kind == ABOUT)
         eigenvalues = measurement.total.eigenvalues
         if self.histogram and eigenvalues is not None:
-            tag = f"{self.name}-spectrum/decades_above_tolerance"
-            page.add_decades(tag, eigenvalues, measurement.total.tolerance, step)
+            where = f"{self.name}-spectrum/decades_above_tolerance"
+            page.add_decades(where, eigenvalues, measurement.total.tolerance, step)
 
     def _draw(
         self,
@@ -117,11 +124,11 @@ class Dashboard:
         if not (sinks or pages):
             return
         for leaf, figure in draw(measurement, history):
-            tag = f"{self.name}-figures/{leaf}"
+            where = f"{self.name}-figures/{leaf}"
             for page in pages:
-                page.add_figure(tag, figure, step)
+                page.add_figure(where, figure, step)
             for sink in sinks:
-                sink(tag, figure, step)
+                sink(where, figure, step)
 
 
 def draw(

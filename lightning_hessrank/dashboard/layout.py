@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
-from lightning_hessrank.dashboard.tags import MACHINE
+from lightning_hessrank.dashboard.tab.records import MACHINE
 from lightning_hessrank.results import RankBound, validity
 
 #: Charts of one page by title, as ``SummaryWriter.add_custom_scalars`` takes them.

@@ -10,11 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from lightning_hessrank.dashboard.tab.records import MACHINE, tolerance_label
 from lightning_hessrank.results import Measurement, RankEstimate
 from lightning_hessrank.tolerance import machine_rtol, numerical_rank
-
-#: The label of machine precision among the tolerances.
-MACHINE = "machine"
 
 
 def scalars(measurement: Measurement, name: str = "hessian") -> dict[str, float]:
@@ -41,12 +39,6 @@ def rank_tag(estimate: RankEstimate, name: str) -> str:
 def is_exact(estimate: RankEstimate) -> bool:
     """Whether the method counts eigenvalues, rather than estimating how many there are."""
     return estimate.method != "lanczos"
-
-
-def tolerance_label(rtol: float) -> str:
-    """``0.001`` -> ``"1e-3"``, ``0.025`` -> ``"2.5e-2"``."""
-    mantissa, exponent = f"{rtol:.5e}".split("e")
-    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
 
 
 def counts_by_label(estimate: RankEstimate) -> dict[str, float]:

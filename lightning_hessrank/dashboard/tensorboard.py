@@ -10,12 +10,16 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
-from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR, Summary, SummaryMetadata
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+from tensorboard.compat.proto.types_pb2 import DT_STRING
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams as hparams_summaries
 
 from lightning_hessrank.dashboard.layout import LayoutKey, charts, page_title
+from lightning_hessrank.dashboard.tab.records import PLUGIN
 from lightning_hessrank.results import RankBound
 
 if TYPE_CHECKING:
@@ -111,6 +115,31 @@ class TensorBoardPage:
         if texts.get(tag) != markdown:
             texts[tag] = markdown
             self.writer.add_text(tag, markdown, step)
+
+    def add_record(self, tag: str, text: str, step: int, *, once: bool = False) -> None:
+        """Write what the tab reads: a text under its own plugin's name.
+
+        Args:
+            tag: without prefix.
+            text: JSON.
+            step: of the measurement.
+            once: leave it out where it is what was last written there.
+        """
+        texts = self._written().texts
+        tag = self.prefix + tag
+        if once and texts.get(tag) == text:
+            return
+        if once:
+            texts[tag] = text
+        metadata = SummaryMetadata(
+            plugin_data=SummaryMetadata.PluginData(plugin_name=PLUGIN),
+            data_class=DATA_CLASS_TENSOR,
+        )
+        tensor = TensorProto(
+            dtype=DT_STRING, string_val=[text.encode()], tensor_shape=TensorShapeProto()
+        )
+        value = Summary.Value(tag=tag, metadata=metadata, tensor=tensor)
+        self._add(Summary(value=[value]), step)
 
     def add_hparams(self, params: Mapping[str, Any], metrics: Sequence[str]) -> None:
         """Write hyperparameters, and the tags that the HParams page shows beside them."""

@@ -7,6 +7,8 @@ import importlib.util
 import math
 import weakref
 from dataclasses import replace
+from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -152,6 +154,28 @@ class HessianRankMonitor(Callback):
         from lightning_hessrank.dashboard.figures import history_figure
 
         return history_figure(self.history)
+
+    def report(self, path: str | PathLike[str], *, plotly: str | None = None) -> Path:
+        """Write the run so far as one HTML page that opens without anything installed.
+
+        Args:
+            path: of the page, which is overwritten.
+            plotly: address from which the page loads its drawing library when it is opened, e.g.
+                ``"https://cdn.plot.ly/plotly-3.1.0.min.js"``; ``None``: it is kept in the page,
+                which then needs no network, and has 5 MB.
+
+        Returns:
+            Where the page was written.
+        """
+        from lightning_hessrank.dashboard.tab.page import report
+        from lightning_hessrank.dashboard.tab.series import run_of_history
+
+        series, name = self._session.series, self.settings.name
+        run = run_of_history(self.history, run=name, name=name, facts=series.about)
+        page = Path(path)
+        content = report([{**run, "details": series.details}], plotly=plotly)
+        page.write_text(content, encoding="utf-8")
+        return page
 
     def _begin_run(self) -> None:
         self._session = Session(self.settings)

@@ -133,6 +133,9 @@ class Session:
             seconds=time.perf_counter() - began,
             overhead=series.clock.overhead(),
             skipped=series.skipped,
+            num_samples=None if series.reference is None else series.reference.num_samples,
+            module_mode=series.meaning["module_mode"],
+            warnings=self.failures.report(),
         )
 
     def _measure(self, trainer: Any, subject: Subject) -> Ranks:

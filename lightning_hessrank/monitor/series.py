@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from lightning_hessrank.dashboard.tab.records import ABOUT, DETAIL, texts_of
 from lightning_hessrank.monitor.clock import Clock
 from lightning_hessrank.monitor.reference import ReferenceData
 from lightning_hessrank.processes import Processes
@@ -20,6 +21,10 @@ class Series:
     def __init__(self, meaning: dict[str, Any]) -> None:
         self.meaning = meaning
         self.history: list[dict[str, Any]] = []
+        self.details: list[dict[str, Any]] = []
+        """Thinned spectra and layers, for the report: a few kilobytes each."""
+        self.about: dict[str, Any] = {}
+        """What the report says of all measurements: versions, bounds, layers."""
         self.reference: ReferenceData | None = None
         self.bound: RankBound | None = None
         self.bound_sought = False
@@ -36,6 +41,10 @@ class Series:
         """Remember a measurement, and on which data it was taken."""
         assert self.reference is not None
         self.history.append({**measurement.record(), "reference": self.reference.fingerprint[:16]})
+        texts = texts_of(measurement)
+        self.about = texts[ABOUT]
+        if DETAIL in texts:
+            self.details.append(texts[DETAIL])
 
     def restore_reference(self, processes: Processes) -> None:
         """Take up the reference data that a checkpoint kept, if it did."""
@@ -59,6 +68,8 @@ class Series:
         return {
             "meaning": dict(self.meaning),
             "history": [dict(record) for record in self.history],
+            "details": list(self.details),
+            "about": dict(self.about),
             "reference": reference,
             "bound": None if self.bound is None else self.bound.to_dict(),
             "bound_sought": self.bound_sought,
@@ -75,6 +86,8 @@ class Series:
         ]
         self.meaning = {**self.meaning, **state["meaning"]}
         self.history[:] = [dict(record) for record in state["history"]]
+        self.details[:] = state.get("details", [])  # absent in checkpoints of version 0.1.0
+        self.about = dict(state.get("about", {}))
         self.last_step = self.history[-1]["step"] if self.history else None
         self.reference = None
         self._saved_reference = state["reference"]
