@@ -30,13 +30,13 @@ def missing() -> str:
 
 
 @contextmanager
-def tensorboard(logdir: Path) -> Iterator[str]:
+def tensorboard(logdir: Path, *options: str) -> Iterator[str]:
     """Serve a folder; yield the address once it answers."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir), "--port"]
-    command += [str(port), "--samples_per_plugin", "images=100", "--load_fast", "false"]
+    command += [str(port), "--samples_per_plugin", "images=100", "--load_fast", "false", *options]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     address = f"http://127.0.0.1:{port}"
     try:

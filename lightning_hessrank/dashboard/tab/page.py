@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lightning_hessrank import __version__
-from lightning_hessrank.dashboard.tab.plugin import SCRIPTS, STYLE, plotly_script, static
+from lightning_hessrank.dashboard.tab.assets import SCRIPTS, STYLE, plotly_script, static
 from lightning_hessrank.dashboard.tab.provider import Reader
 from lightning_hessrank.dashboard.tab.records import Json
 

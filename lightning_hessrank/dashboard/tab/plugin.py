@@ -7,9 +7,7 @@ here: an address cannot reach anything else.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from functools import cache
-from importlib.resources import files
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tensorboard import plugin_util
@@ -17,15 +15,10 @@ from tensorboard.backend import http_util
 from tensorboard.plugins import base_plugin
 from werkzeug import Request, Response
 
+from lightning_hessrank.dashboard.tab.assets import ENTRY, SCRIPTS, STYLE, plotly_script, static
 from lightning_hessrank.dashboard.tab.provider import Reader
 from lightning_hessrank.dashboard.tab.records import PLUGIN
 
-#: What runs in the browser, in the order in which the pages load it.
-SCRIPTS = (
-    *("format.js", "theme.js", "series.js", "rank.js", "spectrum.js", "layers.js", "across.js"),
-    *("tables.js", "controls.js", "view.js"),
-)
-STYLE = "style.css"
 _TYPES = {".js": "application/javascript", ".css": "text/css"}
 #: Measurements that TensorBoard keeps of a run, unless the user says otherwise: its default for
 #: plugins that it does not know is ten.
@@ -34,7 +27,7 @@ KEPT = 1000
 Application = Callable[..., Any]
 
 
-class HessianPlugin(base_plugin.TBPlugin):
+class HessianPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
     """Answers the browser.
 
     Args:
@@ -49,9 +42,8 @@ class HessianPlugin(base_plugin.TBPlugin):
 
     def get_plugin_apps(self) -> dict[str, Application]:
         """Return what answers each address below ``/data/plugin/hessian``."""
-        static = {f"/{name}": _serve(name) for name in ("index.js", *SCRIPTS, STYLE)}
         return {
-            **static,
+            **{f"/{name}": _serve(name) for name in (ENTRY, *SCRIPTS, STYLE)},
             "/plotly.min.js": _application(_plotly),
             "/scripts": _application(lambda _: _json(list(SCRIPTS))),
             "/runs": _application(lambda request: _json(self._reader(request).overview())),
@@ -65,7 +57,7 @@ class HessianPlugin(base_plugin.TBPlugin):
 
     def frontend_metadata(self) -> base_plugin.FrontendMetadata:
         """Return what the tab is called, and where its page begins."""
-        return base_plugin.FrontendMetadata(es_module_path="/index.js", tab_name="Hessian")
+        return base_plugin.FrontendMetadata(es_module_path=f"/{ENTRY}", tab_name="Hessian")
 
     def _details(self, request: Request) -> Response:
         run, name = (request.args.get(key, "") for key in ("run", "name"))
@@ -85,7 +77,7 @@ class HessianPlugin(base_plugin.TBPlugin):
         )
 
 
-class HessianLoader(base_plugin.TBLoader):
+class HessianLoader(base_plugin.TBLoader):  # type: ignore[misc]
     """What TensorBoard finds at the entry point."""
 
     def fix_flags(self, flags: Any) -> None:
@@ -95,20 +87,6 @@ class HessianLoader(base_plugin.TBLoader):
     def load(self, context: base_plugin.TBContext) -> HessianPlugin:
         """Return the plugin."""
         return HessianPlugin(context)
-
-
-@cache
-def static(name: str) -> str:
-    """Text of a file that runs in the browser."""
-    return files(__package__).joinpath("static", name).read_text(encoding="utf-8")
-
-
-@cache
-def plotly_script() -> str:
-    """The drawing library, from the package that is installed."""
-    from plotly.offline import get_plotlyjs
-
-    return str(get_plotlyjs())
 
 
 def _serve(name: str) -> Application:
@@ -134,7 +112,7 @@ def _application(answer: Callable[[Request], Response]) -> Application:
         except Exception as error:  # the tab says it, and TensorBoard goes on
             return _json({"error": f"{type(error).__name__}: {error}"}, status=500)
 
-    return application  # type: ignore[no-any-return]
+    return application
 
 
 def _json(value: Any, status: int = 200) -> Response:
@@ -146,9 +124,9 @@ def _respond(
     content_type: str,
     *,
     status: int = 200,
-    headers: list[tuple[str, str]] | Mapping[str, str] = (),  # type: ignore[assignment]
+    headers: Sequence[tuple[str, str]] = (),
 ) -> Response:
-    response = Response(content, status=status, content_type=content_type, headers=headers)
+    response = Response(content, status=status, content_type=content_type, headers=[*headers])
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers["Cache-Control"] = "no-cache, must-revalidate"
     return response

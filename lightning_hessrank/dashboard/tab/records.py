@@ -97,9 +97,7 @@ def layer_table(record: Mapping[str, Any]) -> list[list[Any]]:
     return [[name, x["num_parameters"], x["bound"]] for name, x in layers.items()]
 
 
-def about(
-    record: Mapping[str, Any], bounds: Mapping[str, Mapping[str, Any] | None] | None = None
-) -> Json:
+def about(record: Mapping[str, Any], bounds: Mapping[str, Mapping[str, Any]] | None = None) -> Json:
     """Return what is the same at all measurements of a run.
 
     Args:
@@ -108,8 +106,7 @@ def about(
     """
     found: Json = {"versions": versions(), "layers": layer_table(record)}
     for what, bound in (bounds or {}).items():
-        if bound is not None:
-            found[what] = _plain(bound)
+        found[what] = _plain(bound)
     return found
 
 
@@ -128,7 +125,7 @@ def texts_of(
     found = {
         RECORD: compact(record, counts),
         DETAIL: detail(record, None if values is None else values.cpu().numpy()),
-        ABOUT: about(record, {k: v and v.to_dict() for k, v in bounds.items()}),
+        ABOUT: about(record, {k: v.to_dict() for k, v in bounds.items() if v is not None}),
     }
     return {kind: text for kind, text in found.items() if text is not None}
 

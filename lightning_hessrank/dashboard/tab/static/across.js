@@ -21,9 +21,8 @@
   };
 
   /** c·√p through the geometric middle of the runs: what the theory expects of channels. */
-  const guides = (points, theme) => {
-    const sizes = points.map((p) => p.x).filter((x) => x > 0);
-    const [low, high] = [Math.min(...sizes) / 1.6, Math.max(...sizes) * 1.6];
+  const guides = (points, ranges, theme) => {
+    const [low, high] = ranges.x.map((x) => 10 ** x);
     const logs = points.filter((p) => p.x > 0 && p.y > 0).map((p) => Math.log(p.y) - 0.5 * Math.log(p.x));
     const middle = Math.exp(logs.reduce((a, b) => a + b, 0) / logs.length);
     const line = (name, y, dash) => ({
@@ -34,6 +33,16 @@
       ...(logs.length > 1 ? [line("∝ √p", (x) => middle * Math.sqrt(x), "dot")] : [])];
   };
 
+  /** The name of a guide, where it leaves the picture at the right or at the top. */
+  const nameOf = (line, ranges, theme) => {
+    const [x0, y0, slope] = [Math.log10(line.x[0]), Math.log10(line.y[0]), Math.log10(line.y[1] / line.y[0]) / Math.log10(line.x[1] / line.x[0])];
+    const x = Math.min(ranges.x[1], x0 + (ranges.y[1] - y0) / slope);
+    return {
+      x: x - 0.02, y: y0 + slope * (x - x0), text: line.name, xanchor: "right", yanchor: x < ranges.x[1] ? "top" : "bottom",
+      showarrow: false, font: { size: 11, color: theme.faint },
+    };
+  };
+
   const acrossChart = (runs, state, theme, height) => {
     const points = runs.map((run) => ({
       run, x: against(run, state.against), y: hr.scaled(hr.count(hr.last(run), state.tolerance), hr.last(run), state.unit),
@@ -41,26 +50,28 @@
     const title = (state.against in OWN ? OWN[state.against] : state.against);
     const ratio = state.unit === "count" ? "" : state.unit === "bound" ? " / bound" : " / p";
     const log = ["num_parameters", "bound"].includes(state.against) && state.unit === "count" && points.every((p) => p.x > 0 && p.y > 0);
-    const traces = log && state.against === "num_parameters" && points.length ? guides(points, theme) : [];
-    const names = traces.map((t) => ({
-      x: Math.log10(t.x[1]), y: Math.log10(t.y[1]), text: t.name, xanchor: "right", yanchor: "bottom", showarrow: false,
-      font: { size: 11, color: theme.faint },
-    }));
+    const seen = (values) => {
+      const logs = values.map(Math.log10);
+      return [Math.min(...logs) - 0.35, Math.max(...logs) + 0.35];
+    };
+    const ranges = log && points.length ? { x: seen(points.map((p) => p.x)), y: seen(points.map((p) => p.y)) } : null;
+    const traces = ranges && state.against === "num_parameters" ? guides(points, ranges, theme) : [];
+    const names = traces.map((t) => nameOf(t, ranges, theme));
     traces.push({
       x: points.map((p) => p.x), y: points.map((p) => p.y), mode: points.length <= 12 ? "markers+text" : "markers",
-      text: points.map((p) => escape(p.run.label)), textposition: "bottom center", meta: "runs", cliponaxis: false,
+      text: points.map((p) => escape(p.run.label)), textposition: "middle right", meta: "runs", cliponaxis: false,
       textfont: { size: 11, color: theme.faint },
       marker: { size: 11, color: points.map((p) => hr.colour(p.run, theme)), symbol: points.map((p) => hr.symbol(p.run)) },
       hovertemplate: `<b>%{text}</b><br>${escape(title)}: %{x:.5~g}<br>rank${ratio}: %{y:.5~g}<extra></extra>`,
     });
-    const axis = { type: log ? "log" : "linear", ...(log ? { exponentformat: "SI" } : { tickformat: "~g" }) };
+    const axis = log ? { type: "log", dtick: "D2", tickformat: "~s" } : { type: "linear", tickformat: "~g" };
     return {
       traces,
       table: { columns: ["run", state.against, `rank${ratio}`], rows: points.map((p) => [p.run.run, p.x, p.y]) },
       layout: hr.layout(theme, {
         height, annotations: names, margin: { l: 62, r: 24, t: 14, b: 44 },
-        xaxis: { title: { text: escape(title) }, ...axis },
-        yaxis: { title: { text: `final rank${ratio}` }, ...axis, ...(log ? {} : { rangemode: "tozero", tickformat: ratio ? ".0%" : "~s" }) },
+        xaxis: { title: { text: escape(title) }, ...axis, ...(ranges ? { range: ranges.x } : {}) },
+        yaxis: { title: { text: `final rank${ratio}` }, ...axis, ...(ranges ? { range: ranges.y } : {}), ...(log ? {} : { rangemode: "tozero", tickformat: ratio ? ".0%" : "~s" }) },
       }),
     };
   };

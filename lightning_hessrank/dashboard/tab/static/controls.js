@@ -48,7 +48,7 @@
       el("button", { title: "Save as a picture", onclick: () => window.Plotly.downloadImage(plot, { format: "png", scale: 2, filename: `hessian-${id}` }) }, "PNG"),
       el("button", { title: "Save the numbers", onclick: () => download(`hessian-${id}.csv`, "text/csv", hr.csv(plot.hrTable)) }, "CSV"));
     const node = el("section", { class: "panel" }, el("header", null, el("h3", null, title), subtitle, buttons), plot, message);
-    const config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["toImage", "select2d", "lasso2d", "autoScale2d"] };
+    const config = { responsive: true, displaylogo: false, modeBarButtons: [["zoom2d", "pan2d", "resetScale2d"]] };
     return {
       node, plot,
       /** Draw, or say why there is nothing to draw. */

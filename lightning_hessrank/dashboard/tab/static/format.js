@@ -4,11 +4,13 @@
 
   const known = (x) => typeof x === "number" && Number.isFinite(x);
 
-  /** 1210 -> "1,210"; estimates keep one digit. */
+  const digitsOf = [0, 1].map((digits) => // made once: making one is slow
+    new Intl.NumberFormat("en", { maximumFractionDigits: digits, minimumFractionDigits: digits }));
+
+  /** 1210 -> "1,210"; small fractions, of estimates, keep one digit. */
   const number = (x) => {
     if (!known(x)) return "–";
-    const digits = Number.isInteger(x) || Math.abs(x) >= 1000 ? 0 : 1;
-    return x.toLocaleString("en", { maximumFractionDigits: digits, minimumFractionDigits: digits });
+    return digitsOf[Number.isInteger(x) || Math.abs(x) >= 100 ? 0 : 1].format(x);
   };
 
   /** 2500000 -> "2.5M", for axes and narrow columns. */

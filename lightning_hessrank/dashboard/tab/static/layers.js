@@ -20,8 +20,12 @@
   };
 
   /** Dotted names without what all of them begin with. */
-  const shorten = (names) => hr.shortNames(names.map((n) => n.replaceAll(".", "/")), 26)
-    .map((n) => n.replaceAll("/", "."));
+  const shorten = (names) => {
+    const parts = names.map((name) => name.split("."));
+    let same = 0;
+    while (names.length > 1 && parts.every((p) => p.length > same + 2 && p[same] === parts[0][same])) same += 1;
+    return parts.map((p) => p.slice(same).join(".")).map((n) => (n.length <= 26 ? n : `${n.slice(0, 8)}…${n.slice(-17)}`));
+  };
 
   const share = (rank, limit) => (known(rank) && known(limit) && limit > 0 ? rank / limit : null);
 
@@ -33,7 +37,7 @@
       `<b>${escape(layer.name)}</b>, step ${number(columns[j].step)}<br>rank ${number(rank)} of ` +
       `${of} ${number(layer.limit)} (${percent(share(rank, layer.limit))})`));
     const most = Math.max(1, ...z.flat().filter(known));
-    const height = Math.min(560, Math.max(240, 90 + 22 * layers.length));
+    const height = Math.min(560, Math.max(360, 90 + 22 * layers.length));
     const stride = Math.ceil((layers.length * 15) / (height - 70));
     const named = layers.map((_, i) => i).filter((i) => i % stride === 0);
     return {
@@ -45,7 +49,7 @@
       }],
       table: layersTable(run),
       layout: hr.layout(theme, {
-        height, margin: { l: 90, r: 16, t: 14, b: 44 },
+        height, margin: { l: 90, r: 16, t: 30, b: 44 },
         xaxis: { title: { text: state.x === "minutes" ? "minutes" : state.x } },
         yaxis: { autorange: "reversed", tickvals: named, ticktext: named.map((i) => escape(layers[i].label)), ticks: "" },
       }),
@@ -116,7 +120,7 @@
       return [
         { x, y, name, meta: rank, mode: x.length > 40 ? "lines" : "lines+markers", line, marker: { size: 6, symbol: hr.SYMBOLS[k] },
           hovertemplate: `${name}: rank %{y:,}<extra></extra>` },
-        { x, y: limit, name: `bound of ${name}`, meta: bound, mode: "lines", line: { ...line, width: 1.3, dash: "dash" },
+        { x, y: limit, name: `bound of ${name}`, meta: bound, showlegend: false, mode: "lines", line: { ...line, width: 1.3, dash: "dash" },
           hovertemplate: `bound of ${name}: %{y:,}<extra></extra>` },
       ].filter((t) => t.y.some(known));
     });

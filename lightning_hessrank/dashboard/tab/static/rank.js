@@ -103,20 +103,28 @@
     ];
   };
 
-  /** One line for each distinct bound; runs that share one share the line. */
+  /** One line for each distinct bound; runs that share one share the line, whatever it is worth. */
   const bounds = (runs, state) => {
     const found = new Map();
-    const add = (value, what, run, record) => {
+    const add = (value, name, worth, run, record) => {
       const level = hr.scaled(known(value) ? value : null, record, state.unit);
       if (level === null) return;
-      const key = `${what} ${level}`;
-      if (!found.has(key)) found.set(key, { level, value, what, runs: new Set() });
-      found.get(key).runs.add(run);
+      const key = `${name} ${level}`;
+      if (!found.has(key)) found.set(key, { level, name, values: new Set(), worths: new Set(), runs: new Set() });
+      const bound = found.get(key);
+      bound.runs.add(run);
+      bound.values.add(value);
+      if (worth) bound.worths.add(worth);
     };
     for (const run of runs) {
       const record = hr.last(run);
-      add(record.bound, `bound${hr.worth(record) ? ` (${hr.worth(record)})` : ""}`, run, record);
-      if (state.batchBound) add(record.batch_bound, "bound on these data (theorem)", run, record);
+      add(record.bound, "bound", hr.worth(record), run, record);
+      if (state.batchBound) add(record.batch_bound, "bound on these data", "theorem", run, record);
+    }
+    for (const bound of found.values()) {
+      const value = bound.values.size === 1 ? ` ${number([...bound.values][0])}` : "";
+      const worth = bound.worths.size ? ` (${[...bound.worths].sort().reverse().join(" or ")})` : "";
+      bound.text = `${bound.name}${value}${worth}`;
     }
     return [...found.values()];
   };
@@ -128,25 +136,34 @@
     const of = total === 1 ? "" : `<br>of ${names.slice(0, 5).join(", ")}${names.length > 5 ? " …" : ""}`;
     return {
       x: [low, (low + high) / 2, high], y: [bound.level, bound.level, bound.level], mode: "lines",
-      name: bound.what, meta: "bound",
-      line: { color: colour, width: 1.6, dash: bound.what.includes("data") ? "longdashdot" : "dash" },
-      hovertemplate: `${bound.what}: ${number(bound.value)}${of}<extra></extra>`,
+      name: bound.text, meta: "bound",
+      line: { color: colour, width: 1.6, dash: bound.name === "bound" ? "dash" : "longdashdot" },
+      hovertemplate: `${bound.text}${of}<extra></extra>`,
     };
   };
 
-  /** Texts one above the other, at least so many pixels apart. */
+  /** Texts that end at the same place one above the other, at least so many pixels apart. */
   const apart = (labels, top, height, log) => {
     const pixel = (y) => (log ? Math.log10(Math.max(y, 1e-12)) : y);
     const [low, high] = top;
     const at = (y) => ((pixel(y) - low) / (high - low)) * height;
     const sorted = [...labels].sort((a, b) => at(a.y) - at(b.y));
-    let floor = -Infinity;
+    const floors = new Map();
     for (const label of sorted) {
-      const wanted = Math.max(at(label.y), floor + 15);
+      const wanted = Math.max(at(label.y), (floors.get(label.x) ?? -Infinity) + 15);
       label.yshift = wanted - at(label.y);
-      floor = wanted;
+      floors.set(label.x, wanted);
     }
     return sorted;
+  };
+
+  /** The end of a bound's line above which fewer curves run, for its name. */
+  const freeSide = (level, curves, [low, high], log) => {
+    const scale = (y) => (log ? Math.log10(Math.max(y, 1e-12)) : y);
+    const near = (y) => known(y) && scale(y) > scale(level) - 0.01 * (high - low) && scale(y) < scale(level) + 0.1 * (high - low);
+    const left = curves.filter((t) => t.y.slice(0, Math.ceil(t.y.length / 4)).some(near)).length;
+    const right = curves.filter((t) => t.y.slice(-Math.ceil(t.y.length / 4)).some(near)).length;
+    return right < left ? { x: 0.99, xanchor: "right" } : { x: 0.01, xanchor: "left" };
   };
 
   const yRange = (traces, log) => {
@@ -197,8 +214,8 @@
     const placed = apart(labels, range, height - 60, state.log);
     const named = lines.length <= 4 ? lines : [];
     const boundLabels = named.map((b) => ({
-      xref: "paper", x: 0.01, xanchor: "left", y: b.level, yanchor: "bottom", showarrow: false,
-      text: `${b.what.replace("bound", `bound ${number(b.value)}`)}`,
+      xref: "paper", ...freeSide(b.level, shown, range, state.log), y: b.level, yanchor: "bottom", showarrow: false,
+      text: b.text,
       font: { size: 12, color: theme.text }, bgcolor: hr.transparent(theme.paper, 0.75),
     }));
     const annotations = [...placed, ...boundLabels].map((a) => ({

@@ -90,7 +90,7 @@
     if (value === null) return name;
     if (value === record.bound) return `exactly at the ${name}`;
     const share = percent(value / record.bound);
-    return value < record.bound ? `${share} of the ${name}` : `above the ${name}: ${share} of it`;
+    return value < record.bound ? `${share} of the ${name}` : `above the ${name}, at ${share}`;
   };
 
   /** Whether the number is exact, and how it was found. */

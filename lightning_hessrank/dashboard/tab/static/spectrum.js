@@ -50,7 +50,7 @@
 
   const ticks = ([low, high]) => {
     const base = low / PER_DECADE;
-    const [from, to] = [Math.ceil(base + 0.5), Math.floor(high / PER_DECADE)];
+    const [from, to] = [Math.ceil(base + Math.max(0.8, 0.06 * (high - low) / PER_DECADE)), Math.floor(high / PER_DECADE)];
     const stride = Math.max(1, Math.ceil((to - from) / 5));
     const at = [];
     for (let e = to; e >= from; e -= stride) at.push(e);
@@ -103,6 +103,33 @@
     };
   };
 
+  /** Where a method has no eigenvalues: how many lie beyond each tolerance that it knows. */
+  const countsChart = (run, state, theme, height) => {
+    const labels = [...new Set(run.records.flatMap((r) => Object.keys(r.counts || {})))]
+      .sort((a, b) => (a === "machine") - (b === "machine") || Number(b) - Number(a));
+    const x = run.records.map((r) => hr.axisValue(r, state.x, run));
+    const traces = labels.map((label, i) => ({
+      x, y: run.records.map((r) => hr.count(r, label)), name: label, meta: "counts",
+      mode: x.length > 40 ? "lines" : "lines+markers",
+      line: { color: theme.runs[i % theme.runs.length], width: 1.8, dash: run.exact ? "solid" : "dot" },
+      marker: { size: 6, symbol: run.exact ? "circle" : "circle-open" },
+      hovertemplate: `%{y:,.5~g} beyond ${label}${label === "machine" ? "" : " · max |λ|"}<extra></extra>`,
+    }));
+    return {
+      traces,
+      table: {
+        columns: ["run", "step", ...labels],
+        rows: run.records.map((r) => [run.run, r.step, ...labels.map((label) => hr.count(r, label))]),
+      },
+      layout: hr.layout(theme, {
+        height, showlegend: true, legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 },
+        margin: { l: 62, r: 24, t: 40, b: 44 },
+        xaxis: { title: { text: state.x === "minutes" ? "minutes" : state.x } },
+        yaxis: { title: { text: "eigenvalues beyond each tolerance" }, rangemode: "tozero", tickformat: "~s" },
+      }),
+    };
+  };
+
   const densityTable = (run, columns) => ({
     columns: ["run", "step", "sign", "from", "to", "eigenvalues"],
     rows: columns.flatMap(({ step, spectrum: s }) =>
@@ -151,7 +178,7 @@
       traces, table: sortedTable(run, step, detail, record),
       layout: hr.layout(theme, {
         height, shapes, annotations: names, margin: { l: 66, r: 24, t: 14, b: 44 },
-        xaxis: { title: { text: detail ? "eigenvalues, largest first" : "eigenvalues beyond the tolerance (estimated)" }, range: [0, wide] },
+        xaxis: { title: { text: detail ? "eigenvalues, largest first" : "eigenvalues beyond the tolerance" }, range: [0, wide] },
         yaxis: { title: { text: detail ? "|λ|" : "tolerance / max |λ|" }, type: "log", range, exponentformat: "power", dtick: Math.ceil((range[1] - range[0]) / 7) },
       }),
     };
@@ -187,5 +214,5 @@
     rows: Object.entries(record.counts || {}).map(([t, n]) => [run.run, step, t, n]),
   });
 
-  Object.assign(hr, { densityChart, sortedChart, withSpectrum, edges, recordAt });
+  Object.assign(hr, { densityChart, countsChart, sortedChart, withSpectrum, edges, recordAt });
 })((window.hessrank = window.hessrank || {}));

@@ -61,7 +61,7 @@
     const known_ = TRUST.filter(([, text], i) => i === 0 || runs.some((run) => text(run, hr.last(run)) !== "–"));
     const rows = runs.map((run) => known_.map(([, text]) => text(run, hr.last(run))));
     const body = rows.map((row, i) => el("tr", null, row.map((text, j) =>
-      el("td", j ? null : { class: "name" }, j ? null : dot(runs[i], theme), text))));
+      el("td", { class: j === 0 ? "name" : /^(no clear|estimate)/.test(text) ? "careful" : null }, j ? null : dot(runs[i], theme), text))));
     const node = el("table", null, el("thead", null, el("tr", null, known_.map(([name]) => el("th", null, name)))),
       el("tbody", null, body));
     node.hrTable = { columns: known_.map(([name]) => name), rows };

@@ -2,7 +2,7 @@
 (function (hr) {
   "use strict";
   const { el, known, number } = hr;
-  const HEIGHT = 380, LOWER = 360;
+  const HEIGHT = 360, LOWER = 360;
 
   const ATTACH = "trainer = Trainer(callbacks=[HessianRankMonitor()])";
   const GUIDE = [
@@ -68,7 +68,9 @@
     }
 
     chosen() {
-      const found = this.runs.find((run) => run.id === this.state.run) || this.visible()[0] || this.runs[0];
+      const shown = this.visible().length ? this.visible() : this.runs;
+      const found = this.runs.find((run) => run.id === this.state.run) || shown.find((run) => !run.old && hr.hasParts(run))
+        || shown.find((run) => hr.last(run).method === "dense") || shown[0];
       return { ...found, ...(this.loaded.get(found.id) || {}) };
     }
 
@@ -100,7 +102,7 @@
         heading("Can I trust it?"), el("div", { class: "scroll" }, parts.trust), parts.warnings,
         heading("The spectrum over time"), parts.chooser, el("div", { class: "halves" }, p.density.node, p.sorted.node),
         heading("Where?"), el("div", { class: "halves" }, p.layers.node, p.parts.node), p.panels.node, parts.flat, parts.bounds,
-        heading("Across runs"), parts.axis, el("div", { class: "halves" }, p.across.node, el("section", { class: "panel scroll" }, parts.summary)),
+        heading("Across runs"), parts.axis, el("div", { class: "narrow-left" }, p.across.node, el("section", { class: "panel scroll" }, parts.summary)),
         parts.about,
       ];
       return this.report ? [el("h1", null, document.title), ...page] : page;
@@ -178,7 +180,19 @@
         old ? `${old} of ${this.runs.length} runs were written by version 0.1.0, without spectra, samples and mode.` : "",
       ];
       this.parts.note.textContent = notes.filter(Boolean).join(" ");
-      return this.panels.rank.show(runs.length ? hr.rankChart(runs, this.state, this.theme, HEIGHT) : "No run is chosen.", this.toleranceWords(this.state.tolerance));
+      return this.panels.rank.show(runs.length ? hr.rankChart(runs, this.state, this.theme, HEIGHT) : "No run is chosen.", this.facts(runs));
+    }
+
+    /** How it was measured, where all runs agree. */
+    facts(runs) {
+      const agreed = (text) => {
+        const found = new Set(runs.map((run) => text(hr.last(run))));
+        return found.size === 1 ? [...found][0] : "";
+      };
+      return [
+        agreed((r) => (known(r.num_samples) ? `on ${number(r.num_samples)} samples` : "")),
+        agreed((r) => ({ eval: "in evaluation mode", train: "in training mode" })[r.module_mode] || ""),
+      ].filter(Boolean).join(", ");
     }
 
     /** Get spectra and layers of the chosen run, unless they are there. */
@@ -225,8 +239,9 @@
       const steps = this.steps(run);
       const step = steps.includes(state.step) ? state.step : steps[steps.length - 1];
       const has = hr.withSpectrum(run).length > 0;
-      const none = run.old ? "Version 0.1.0 wrote no spectra." : `The ${hr.last(run).method} method has no eigenvalues to draw.`;
-      p.density.show(has ? hr.densityChart(run, { ...state, step }, theme, LOWER) : trouble || none, has ? "click to choose a step" : "");
+      const none = run.old ? "version 0.1.0 wrote no spectra: its counts" : `${hr.last(run).method} has no eigenvalues: its counts`;
+      const chart = has ? hr.densityChart(run, { ...state, step }, theme, LOWER) : hr.countsChart(run, state, theme, LOWER);
+      p.density.show(trouble || chart, has ? "click to choose a step" : none);
       const record = hr.recordAt(run, step);
       const drawable = has || (known(record.rank) && Object.keys(record.counts || {}).length);
       p.sorted.show(drawable ? hr.sortedChart(run, step, theme, LOWER) : "No rank was found at this step.", `step ${number(step)}${run.exact ? "" : ", estimated"}`);
