@@ -15,6 +15,7 @@ import torch
 from torch.nn.parameter import UninitializedParameter
 
 from lightning_hessrank.dashboard import Dashboard, scalars
+from lightning_hessrank.dashboard.link import tab_url
 from lightning_hessrank.dashboard.tags import rank_tag
 from lightning_hessrank.monitor.failures import HessianRankWarning
 from lightning_hessrank.monitor.log import logger
@@ -167,15 +168,17 @@ class HessianRankMonitor(Callback):
         Returns:
             Where the page was written.
         """
+        page = Path(path)
+        page.write_text(self._report(plotly), encoding="utf-8")
+        return page
+
+    def _report(self, plotly: str | None = None) -> str:
         from lightning_hessrank.dashboard.tab.page import report
         from lightning_hessrank.dashboard.tab.series import run_of_history
 
         series, name = self._session.series, self.settings.name
         run = run_of_history(self.history, run=name, name=name, facts=series.about)
-        page = Path(path)
-        content = report([{**run, "details": series.details}], plotly=plotly)
-        page.write_text(content, encoding="utf-8")
-        return page
+        return report([{**run, "details": series.details}], plotly=plotly)
 
     def _begin_run(self) -> None:
         self._session = Session(self.settings)
@@ -183,6 +186,7 @@ class HessianRankMonitor(Callback):
         self._seen_step = 0
         self._epoch = 0
         self._published: set[str] = set()
+        self._announced = False
 
     # -- schedule ------------------------------------------------------------------------------
 
@@ -208,6 +212,7 @@ class HessianRankMonitor(Callback):
                 owners = [x for x in (pl_module, trainer.datamodule) if x is not None]
                 hparams = {k: v for x in owners for k, v in x.hparams_initial.items()}
                 announcement = self.dashboard.start(trainer.loggers, hparams)
+                self._announced = bool(announcement)
                 if announcement:
                     logger.info(announcement)
 
@@ -250,6 +255,11 @@ class HessianRankMonitor(Callback):
         """Measure the trained network, unless that has just been done."""
         self._measure(trainer, pl_module)
         self._session.failures.summarise()
+        if trainer.is_global_zero and self.history:
+            with self._session.failures.handled("the report could not be handed on"):
+                self.dashboard.finish(trainer.loggers, self._report)
+        if self._announced and trainer.is_global_zero:
+            logger.info("%s: see it at %s", self.settings.name, tab_url())
         self._session.series.clock.stop()
 
     # -- one measurement -----------------------------------------------------------------------
@@ -290,7 +300,8 @@ class HessianRankMonitor(Callback):
             tag = rank_tag(measurement.total, name)
             trainer.progress_bar_metrics[tag] = float(measurement.total.rank)
         if trainer.is_global_zero:
-            self.dashboard.write(trainer.loggers, measurement, self.history, step)
+            details = self._session.series.details
+            self.dashboard.write(trainer.loggers, measurement, self.history, step, details)
 
     def _publish(self, trainer: Any, values: dict[str, float]) -> None:
         """Let other callbacks monitor these values."""

@@ -112,7 +112,7 @@ def without_callback(folder: Path) -> None:
     logger.finalize("success")
 
 
-def many(folder: Path, runs: int = 20, steps: int = 200) -> None:
+def many(folder: Path, runs: int = 20, steps: int = 200, dashboard: Dashboard = TAB) -> None:
     """As many as people have: seeds of some widths, measured often."""
     for i in range(runs):
         width = 1 + i % 4
@@ -125,4 +125,4 @@ def many(folder: Path, runs: int = 20, steps: int = 200) -> None:
             )
             for k in range(steps)
         )
-        write(folder, f"width{width}/seed{i // 4}", found).finalize("success")
+        write(folder, f"width{width}/seed{i // 4}", found, dashboard).finalize("success")

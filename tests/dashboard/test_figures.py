@@ -18,6 +18,7 @@ from PIL import Image
 
 from lightning_hessrank.dashboard import figures
 from lightning_hessrank.dashboard.figures import style
+from lightning_hessrank.dashboard.tab.records import texts_of
 from lightning_hessrank.estimators.dense import spectrum_estimate
 from lightning_hessrank.results import LayerRank, RankEstimate
 from tests.dashboard import synthetic
@@ -45,7 +46,8 @@ def texts(figure: Figure) -> str:
 
 def lines(figure: Figure, label: str) -> np.ndarray[Any, Any]:
     """Data of the line with this label, shape (n, 2)."""
-    found = [x for x in figure.axes[0].lines if str(x.get_label()).startswith(label)]
+    drawn = [x for axes in figure.axes for x in axes.lines]
+    found = [x for x in drawn if str(x.get_label()).startswith(label)]
     assert len(found) == 1
     return np.array(found[0].get_xydata())
 
@@ -62,7 +64,7 @@ def test_sorted_figure_at_extremes(which: str) -> None:
     estimate = EXTREMES[which]()
     bound = synthetic.bound(max(1, estimate.num_parameters // 2), estimate.num_parameters)
     figure = figures.sorted_figure(estimate, bound)
-    assert decoded(figure).size == (672, 464)
+    assert decoded(figure).size == (672, 320)
     written = texts(figure)
     assert f"of {estimate.num_parameters:,} parameters" in written
     assert f"{estimate.method}, tolerance " in written
@@ -85,7 +87,7 @@ def test_spectrum_figure_at_extremes(which: str) -> None:
             figures.spectrum_figure(estimate)
         return
     figure = figures.spectrum_figure(estimate)
-    assert decoded(figure).size == (672, 464)
+    assert decoded(figure).size == (672, 320)
     values = estimate.eigenvalues
     positive = int((values > estimate.tolerance).sum())
     negative = int((values < -estimate.tolerance).sum())
@@ -126,7 +128,7 @@ def test_a_far_bound_makes_the_axis_logarithmic() -> None:
 def test_layers_figure(count: int) -> None:
     layers = synthetic.layer_ranks(count)
     figure = figures.layers_figure(layers)
-    assert decoded(figure).size == (672, 464)
+    assert decoded(figure).size == (672, 320)
     widths = [b.get_width() for b in figure.axes[0].containers[1].patches]
     expected = [x.rank / x.bound for x in layers.values() if x.bound]
     np.testing.assert_allclose(widths, expected)
@@ -176,6 +178,33 @@ def test_heat_map_with_gaps_and_other_layers() -> None:
     assert filled.shape == (3, 2)
     assert np.isnan(filled).tolist() == [[False, True], [False, True], [True, False]]
     assert "no layer was measured yet" in texts(figures.layers_over_time_figure([nothing]))
+
+
+def test_density_figure_counts_what_was_measured() -> None:
+    runs = [m for m, _ in synthetic.run(4)]
+    history = [m.record() for m in runs]
+    details = [texts_of(m)["detail"] for m in runs]
+    figure = figures.density_figure(history, details)
+    decoded(figure)
+    for image, sign in zip(figure.axes[0].images, (1, -1), strict=True):
+        cells = np.ma.filled(np.ma.asarray(image.get_array(), dtype=float), math.nan)
+        counted = np.nansum(10**cells, axis=0)
+        beyond = [int((m.total.eigenvalues * sign > m.total.tolerance).sum()) for m in runs]
+        np.testing.assert_allclose(counted, beyond)
+    cut = [math.log10(m.total.tolerance) for m in runs]
+    above, below = (np.array(line.get_ydata()) for line in figure.axes[0].lines[-2:])
+    np.testing.assert_allclose(above, -below)
+    np.testing.assert_allclose(np.diff(above), np.diff(cut))
+
+
+@pytest.mark.parametrize("count", [0, 1, 300])
+def test_density_figure_at_extremes(count: int) -> None:
+    one = synthetic.measurement(total=synthetic.dense(40, 0, noise=0.0))
+    detail = texts_of(one)["detail"]
+    history = [{**one.record(), "step": i} for i in range(count)]
+    figure = figures.density_figure(history, [{**detail, "step": i} for i in range(count)])
+    decoded(figure)
+    assert ("no eigenvalues were measured yet" in texts(figure)) == (count == 0)
 
 
 def test_history_figure_draws_the_record() -> None:

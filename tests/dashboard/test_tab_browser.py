@@ -14,6 +14,7 @@ from lightning_hessrank.dashboard.tab import page
 from lightning_hessrank.dashboard.tab.provider import reader_of_folder
 from lightning_hessrank.results import Measurement
 from tests.dashboard import browser, folders
+from tests.dashboard.browser import open_tab, settled
 
 
 @pytest.fixture(scope="module")
@@ -42,23 +43,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def address(folder: Path) -> Iterator[str]:
     with browser.tensorboard(folder, "--reload_interval", "1") as found:
         yield found
-
-
-def open_tab(driver: Any, address: str, *, dark: bool = False) -> None:
-    """Open the tab by the link that the monitor prints, and wait until it is drawn."""
-    driver.get("about:blank")
-    driver.get(f"{address}/?darkMode={'true' if dark else 'false'}#hessian")
-    driver.switch_to.frame(browser.wait_for(lambda: browser.deep(driver, "iframe"))[0])
-    browser.wait_for(lambda: run(driver, "return window.hessrank && hessrank.painted"))
-    settled(driver)
-
-
-def settled(driver: Any) -> None:
-    """Wait for spectra and layers of the chosen run."""
-    ready = (
-        "return !!document.querySelector('#plot-across').data && !!hessrank.view.chosen().details"
-    )
-    browser.wait_for(lambda: run(driver, ready))
 
 
 def run(driver: Any, script: str, *arguments: Any) -> Any:

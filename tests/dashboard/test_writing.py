@@ -6,6 +6,7 @@ import gc
 import io
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,7 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams import metadata as hparams_metadata
 
-from lightning_hessrank.dashboard import Dashboard, scalars
+from lightning_hessrank.dashboard import Dashboard, dashboard_url, scalars
 from lightning_hessrank.dashboard.tensorboard import LAYOUT_TAG, TensorBoardPage
 from lightning_hessrank.dashboard.text import bound_table, guide
 from lightning_hessrank.results import Measurement
@@ -80,7 +81,7 @@ def test_everything_is_read_back(tmp_path: Path) -> None:
         for image in events.Images(tag):
             decoded = Image.open(io.BytesIO(image.encoded_image_string))
             decoded.load()
-            assert decoded.size == (image.width, image.height) == (672, 464)
+            assert decoded.size == (image.width, image.height) == (672, 320)
             assert len(decoded.getcolors() or []) > 10  # something is drawn
 
     assert text(events, "hessian-text/about") == [guide("hessian")]
@@ -94,13 +95,13 @@ def test_histogram_counts_the_eigenvalues_beyond_the_tolerance(tmp_path: Path) -
     write(Dashboard(), [logger], [(Measurement(0, 0, total), [])])
     (event,) = read(logger.log_dir).Histograms("hessian-spectrum/decades_above_tolerance")
     found = event.histogram_value
-    assert (found.min, found.max, found.num) == (-8, 8, 400)
+    assert (found.min, found.max, found.num) == (-8, 16, 400)
     limits, counts = np.array(found.bucket_limit), np.array(found.bucket)
-    np.testing.assert_allclose(limits[-32:], np.arange(-7.5, 8.5, 0.5))
+    np.testing.assert_allclose(limits[-48:], np.arange(-7.5, 16.5, 0.5))
     assert counts[limits > 0].sum() == total.rank
     assert counts.sum() == 400
     assert total.eigenvalues is not None
-    decades = np.log10(np.abs(total.eigenvalues.numpy()) / total.tolerance).clip(-8, 8)
+    decades = np.log10(np.abs(total.eigenvalues.numpy()) / total.tolerance).clip(-8, 16)
     assert found.sum == pytest.approx(decades.sum())
 
 
@@ -150,11 +151,11 @@ def test_charts_match_exactly_their_tags(tmp_path: Path) -> None:
     bound = "hessian-bound/rank"
     tolerances = [f"hessian-tolerance/rank_{t}" for t in ("1e-1", "1e-3", "machine")]
     assert matched == {
-        "What is happening: rank at 1e-1, 1e-3 and machine precision; bound (reference line)": [
+        "What is happening: rank at 1e-1, 1e-3 and machine precision, and bound": [
             *tolerances,
             bound,
         ],
-        "Rank, bound (reference line), parameters": [
+        "Rank, bound, parameters": [
             "hessian/rank",
             bound,
             "hessian-bound/parameters",
@@ -168,26 +169,29 @@ def test_charts_match_exactly_their_tags(tmp_path: Path) -> None:
     assert len(events.Tensors(LAYOUT_TAG)) == 1
 
 
-def test_charts_of_a_theorem_and_of_an_estimate(tmp_path: Path) -> None:
-    logger = TensorBoardLogger(tmp_path, name="theorem")
-    linear = synthetic.measurement(bound=synthetic.bound(is_theorem=True), outer=None)
-    write(PLAIN, [logger], [(linear, [linear.record()])])
-    assert list(layout(read(logger.log_dir))["hessian: rank of the loss Hessian"]) == [
-        "What is happening: rank at 1e-1, 1e-3 and machine precision; bound (theorem)",
-        "Rank, bound (theorem), parameters",
+def test_titles_are_true_of_every_run_that_is_drawn_under_them(tmp_path: Path) -> None:
+    """TensorBoard merges charts by title and draws all runs in each, a theorem or not."""
+    pages = {}
+    for name, changes in (
+        ("theorem", {"bound": synthetic.bound(is_theorem=True), "outer": None}),
+        ("reference", {}),
+        ("estimate", {"stochastic": True}),
+    ):
+        logger = TensorBoardLogger(tmp_path, name=name)
+        write(PLAIN, [logger], synthetic.run(1, **changes))
+        (pages[name],) = layout(read(logger.log_dir)).values()
+    merged = {title: tags for page in pages.values() for title, tags in page.items()}
+    for page in pages.values():
+        assert all(merged[title] == tags for title, tags in page.items())
+    assert not any(word in title for title in merged for word in ("theorem", "reference"))
+    assert list(pages["theorem"]) == [
+        "What is happening: rank at 1e-1, 1e-3 and machine precision, and bound",
+        "Rank, bound, parameters",
     ]
-    logger = TensorBoardLogger(tmp_path, name="estimate")
-    write(PLAIN, [logger], synthetic.run(1, stochastic=True))
-    assert layout(read(logger.log_dir))["hessian: rank of the loss Hessian"] == {
-        "What is happening: estimated rank at 1e-1 and 1e-3; bound (reference line)": [
-            "hessian\\-tolerance/rank_1e\\-1$",
-            "hessian\\-tolerance/rank_1e\\-3$",
-            "hessian\\-bound/rank$",
-        ],
-        "Estimated rank, 95 % interval": [
-            f"hessian-estimate/{x}" for x in ("rank", "rank_lower", "rank_upper")
-        ],
-    }
+    assert pages["estimate"]["Estimated rank, 95 % interval"] == [
+        f"hessian-estimate/{x}" for x in ("rank", "rank_lower", "rank_upper")
+    ]
+    assert "Rank, bound, parameters" not in pages["estimate"]
 
 
 def test_a_failed_measurement_takes_no_chart_away_and_the_next_adds_them(tmp_path: Path) -> None:
@@ -207,7 +211,7 @@ def test_titles_stay_when_a_later_measurement_has_no_bound(tmp_path: Path) -> No
     write(PLAIN, [logger], [(theorem, []), (synthetic.measurement(1, bound=None), [])])
     events = read(logger.log_dir)
     assert len(events.Tensors(LAYOUT_TAG)) == 1
-    assert "(theorem)" in next(iter(layout(events)["hessian: rank of the loss Hessian"]))
+    assert len(layout(events)["hessian: rank of the loss Hessian"]) == 3
 
 
 def test_prefix_goes_before_every_tag(tmp_path: Path) -> None:
@@ -335,7 +339,7 @@ def test_any_logger_gets_what_it_can_take(tmp_path: Path) -> None:
 
     assert [key for key, _, _ in images.images] == [f"hessian-figures/{x}" for x in FIGURES]
     assert {(step, image.size, image.mode) for _, step, image in images.images} == {
-        (0, (672, 464), "RGB")
+        (0, (672, 320), "RGB")
     }
     assert mlflow.experiment.logged == [("run7", f"hessian-figures/{x}/0.png") for x in FIGURES]
     assert comet.experiment.logged == [(f"hessian-figures/{x}", 0) for x in FIGURES]
@@ -355,7 +359,7 @@ def test_no_logger_and_the_stand_in_of_fast_dev_run(monkeypatch: pytest.MonkeyPa
 
 def test_hparams_on_request(tmp_path: Path) -> None:
     logger = TensorBoardLogger(tmp_path)
-    Dashboard().start([logger], {"lr": 0.1})
+    Dashboard(hparams=False).start([logger], {"lr": 0.1})
     Dashboard(hparams=True).start([logger], {"lr": 0.1, "widths": (3, 4)})
     logger.log_hyperparams({"lr": 0.1, "widths": (3, 4)})  # as Lightning does after `setup`
     logger.experiment.flush()
@@ -370,9 +374,54 @@ def test_hparams_on_request(tmp_path: Path) -> None:
     assert {h.name for h in experiment.hparam_infos} == {"lr", "widths"}
 
 
+def test_hparams_by_default_only_beside_the_placeholder(tmp_path: Path) -> None:
+    """Where the user has metrics of their own, or no hyperparameters, nothing is written."""
+    own = TensorBoardLogger(tmp_path, name="own", default_hp_metric=False)
+    none, usual = (TensorBoardLogger(tmp_path, name=name) for name in ("none", "usual"))
+    for logger, params in ((own, {"lr": 0.1}), (none, {}), (usual, {"lr": 0.1})):
+        Dashboard().start([logger], params)
+    usual.log_hyperparams({"lr": 0.1})  # Lightning's placeholder does not take ours away
+    own.log_hyperparams({"lr": 0.1}, {"val_acc": 0.5})
+    listed = {}
+    for logger in (own, none, usual):
+        logger.experiment.flush()
+        with suppress(KeyError):
+            metadata = read(logger.log_dir).SummaryMetadata("_hparams_/experiment")
+            found = hparams_metadata.parse_experiment_plugin_data(metadata.plugin_data.content)
+            listed[logger.name] = [m.name.tag for m in found.metric_infos]
+    assert listed == {
+        "own": ["val_acc"],
+        "usual": [
+            "hessian/rank",
+            "hessian/rank_over_bound",
+            "hessian-tolerance/rank_1e-3",
+            "hp_metric",
+        ],
+    }
+
+
+@pytest.mark.parametrize("count", [10, 11])
+def test_many_layers_are_a_table_instead_of_cards(tmp_path: Path, count: int) -> None:
+    board, csv = TensorBoardLogger(tmp_path), CSVLogger(tmp_path)
+    one = synthetic.measurement(layers=count)
+    write(PLAIN, [board, csv], [(one, [one.record()])])
+    cards = [t for t in read(board.log_dir).Tags()["scalars"] if t.startswith("hessian-layers/")]
+    tables = "hessian-text/layers/text_summary" in read(board.log_dir).Tags()["tensors"]
+    assert (len(cards), tables) == ((20, False) if count == 10 else (0, True))
+    if tables:
+        (table,) = text(read(board.log_dir), "hessian-text/layers")
+        name, last = list(one.layers.items())[-1]
+        row = f"| `{name}` | {last.rank:,} | {last.bound:,} | {last.num_parameters:,} |"
+        assert table.splitlines()[-1] == row
+    csv.save()
+    assert (
+        f"hessian-layers/rank/net.{2 * count - 2}"
+        in (Path(csv.log_dir) / "metrics.csv").read_text()
+    )
+
+
 def test_announcement_leads_to_the_run(tmp_path: Path) -> None:
-    import json
-    from urllib.parse import parse_qs, urlsplit
+    from urllib.parse import urlsplit
 
     logger = TensorBoardLogger(tmp_path / "my runs", name="digits", prefix="p")
     said = Dashboard(name="h").start([CSVLogger(tmp_path), logger])
@@ -381,7 +430,16 @@ def test_announcement_leads_to_the_run(tmp_path: Path) -> None:
     folder = f"'{tmp_path / 'my runs'}'"
     assert command == f"  tensorboard --logdir {folder} --samples_per_plugin images=100"
     url = urlsplit(link.strip())
-    assert (url.netloc, url.path, url.fragment) == ("localhost:6006", "/", "timeseries")
+    assert (url.netloc, url.path, url.query) == ("localhost:6006", "/", "")
+    assert url.fragment == "hessian"
+
+
+def test_the_stock_cards_are_pinned_and_not_smoothed() -> None:
+    import json
+    from urllib.parse import parse_qs, urlsplit
+
+    url = urlsplit(dashboard_url("h", prefix="p-", run="digits/version_0"))
+    assert (url.path, url.fragment) == ("/", "timeseries&_smoothingWeight=0")
     query = parse_qs(url.query)
     assert query["smoothing"] == ["0"]
     cards = json.loads(query["pinnedCards"][0])
@@ -390,6 +448,7 @@ def test_announcement_leads_to_the_run(tmp_path: Path) -> None:
         "p-h-figures/sorted",
         "p-h-tolerance/rank_machine",
         "p-h-estimate/rank",
+        "p-h/rank_over_bound",
         "p-h-tolerance/rank_1e-3",
     ]
     images = [c for c in cards if c["plugin"] == "images"]

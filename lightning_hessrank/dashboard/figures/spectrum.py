@@ -79,7 +79,7 @@ def spectrum_figure(estimate: RankEstimate) -> Figure:
         axes.axhline(0, color=style.TEXT, lw=0.8)
         if estimate.tolerance > 0:
             style.draw_tolerance(axes, estimate.tolerance, along="x")
-        axes.set(xlabel="|λ|", ylabel="eigenvalues per bin")
+        axes.set(xlabel="|λ|", ylabel="per bin")
         axes.yaxis.set_major_formatter(lambda y, _: style.magnitude(abs(y)))
         axes.xaxis.set_major_formatter(lambda x, _: style.power(x))
         axes.minorticks_off()
@@ -91,7 +91,7 @@ def _how(estimate: RankEstimate) -> str:
     """Say how the rank was obtained: it means nothing without."""
     text = f"{estimate.method}, tolerance {style.scientific(estimate.rtol)} · max |λ|"
     if estimate.gap is not None and math.isfinite(estimate.gap):
-        text += f", gap {style.scientific(estimate.gap)}"
+        text += f", gap {style.scientific(estimate.gap)} ({style.clearness(estimate.gap)})"
     return text
 
 
@@ -100,8 +100,10 @@ def _title(estimate: RankEstimate) -> str:
     rank = style.number(estimate.rank)
     if high > low:
         rank = f"{rank} ± {style.number((high - low) / 2)}"
-    part = "" if estimate.part == "total" else f"{estimate.part.capitalize()} "
-    return f"{part}{'rank' if part else 'Rank'} {rank} of {estimate.num_parameters:,} parameters"
+    words = ["estimated"] if estimate.method == "lanczos" else []
+    words += [] if estimate.part == "total" else [estimate.part]
+    what = " ".join([*words, "rank"])
+    return f"{what[0].upper()}{what[1:]} {rank} of {estimate.num_parameters:,} parameters"
 
 
 def _sign_title(estimate: RankEstimate, values: Tensor) -> str:

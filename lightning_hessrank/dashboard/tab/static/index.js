@@ -48,10 +48,12 @@ export const render = async () => {
   const root = document.createElement("main");
   root.id = "hessian";
   document.body.append(root);
+  const library = script("./plotly.min.js"); // the largest, so it is asked for first
+  library.catch(() => null);
   const first = json("./runs");
-  first.catch(() => null); // said below, once there is a page to say it on
+  first.catch(() => null); // both are said below, once there is a page to say it on
   const names = await json("./scripts");
-  await Promise.all([script("./plotly.min.js"), ...names.map((name) => script(`./${name}`))]);
+  await Promise.all([library, ...names.map((name) => script(`./${name}`))]);
   const address = (run) => `./details?${new URLSearchParams({ run: run.run, name: run.name })}`;
   const view = new window.hessrank.View(root, (run) => json(address(run)));
   window.hessrank.view = view;

@@ -169,7 +169,10 @@
   const yRange = (traces, log) => {
     const values = traces.flatMap((t) => t.y).filter((y) => known(y) && (!log || y > 0));
     if (!values.length) return [0, 1];
-    const most = Math.max(...values);
+    const [least, most] = [Math.min(...values), Math.max(...values)];
+    const room = 0.12 * (most - least);
+    // From zero, unless that would press what moves into a line.
+    if (!log && room > 0 && least > 0.4 * most) return [least - room, most + room];
     if (!log) return [0, most > 0 ? 1.1 * most : 1];
     return [Math.log10(Math.min(...values)) - 0.08, Math.log10(most) + 0.1];
   };

@@ -77,7 +77,7 @@
     // Within the interval of an estimate nothing is known to have moved.
     const range = interval(last(run), tolerance);
     const still = range ? range[0] <= from && from <= range[1] : from === to;
-    if (still) return { from, to, arrow: "→", word: range ? "no clear change" : "unchanged" };
+    if (still) return { from, to, arrow: from === to ? "=" : "≈", word: range ? "no clear change" : "unchanged" };
     return to > from ? { from, to, arrow: "▲", word: "rose" } : { from, to, arrow: "▼", word: "fell" };
   };
 

@@ -24,7 +24,7 @@
     const change = hr.change(run, state.tolerance);
     const of = hr.last(run).num_parameters;
     const ranks = change.from === null ? change.text
-      : change.arrow === "•" ? `${number(change.to)}` : `${number(change.from)} → ${number(change.to)}`;
+      : ["•", "="].includes(change.arrow) ? `${number(change.to)}` : `${number(change.from)} → ${number(change.to)}`;
     const shown = !state.hidden.has(run.id);
     return el("li", { class: shown ? "verdict" : "verdict off", title: run.run },
       el("label", null,
@@ -70,7 +70,8 @@
 
   /** What was said in training, for each run. */
   const warnings = (runs, broken) => {
-    const said = runs.flatMap((run) => (hr.last(run).warnings || []).map((text) => [run.label, String(text)]));
+    const said = runs.flatMap((run) => run.records.flatMap((r) =>
+      (Array.isArray(r.warnings) ? r.warnings : []).map((text) => [`${run.label}, step ${number(r.step)}`, String(text)])));
     const lines = [...said, ...broken.map((b) => [b.run, `could not be read: ${b.reason}`])];
     if (!lines.length) return null;
     return el("details", { class: "warnings", open: lines.length <= 3 },
