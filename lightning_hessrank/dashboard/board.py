@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lightning_hessrank.dashboard.images import image_sink
@@ -99,7 +100,7 @@ class Dashboard:
         for page in pages:
             self._write_page(page, values, measurement, step)
         if self.figures:
-            self._draw(loggers, pages, draw(measurement, history, details), step)
+            self._draw(loggers, pages, partial(draw, measurement, history, details), step)
         for page in pages:
             page.flush()
 
@@ -145,13 +146,13 @@ class Dashboard:
         self,
         loggers: Sequence[Any],
         pages: Sequence[TensorBoardPage],
-        drawings: Iterator[tuple[str, Figure]],
+        drawings: Callable[[], Iterator[tuple[str, Figure]]],
         step: int,
     ) -> None:
         sinks = [sink for sink in map(image_sink, loggers) if sink is not None]
         if not (sinks or pages):
             return
-        for leaf, figure in drawings:
+        for leaf, figure in drawings():
             where = f"{self.name}-figures/{leaf}"
             for page in pages:
                 page.add_figure(where, figure, step)

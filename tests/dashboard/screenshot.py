@@ -34,7 +34,7 @@ def open_dashboard(driver: Any, address: str, run: str, name: str = "hessian") -
 
 def take(logdir: Path, target: Path) -> None:
     """Write the picture: the first three of the tab's questions, with their answers."""
-    with browser.tensorboard(logdir) as address, browser.chromium(1400, 1240) as driver:
+    with browser.tensorboard(logdir) as address, browser.chromium(1400, 1330) as driver:
         browser.open_tab(driver, address)
         time.sleep(2)  # animations, and runs that TensorBoard is still reading
         driver.switch_to.default_content()

@@ -114,6 +114,7 @@ def test_ten_seconds(driver: Any, address: str) -> None:
     """Up or down, against the bound, exact or not: in words, beside the chart."""
     open_tab(driver, address)
     said = run(driver, "return [...document.querySelectorAll('.verdict')].map(x => x.innerText)")
+    said = [text.replace("\u00a0", " ") for text in said]
     by_name = {text.split("\n")[0].strip(): text for text in said}
     assert "599 → 954 ▲ rose" in by_name["relu"]
     assert "above the bound 765 (reference line), at 125 %" in by_name["relu"]

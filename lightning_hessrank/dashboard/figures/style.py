@@ -129,7 +129,8 @@ def key(figure: Figure, *axes: Axes) -> None:
     """Put one legend, in one row, between heading and axes, where it covers nothing."""
     anchor = (0.005, 1 - 0.35 / figure.get_figheight())
     found = [each.get_legend_handles_labels() for each in axes]
-    handles, labels = ([x for pair in found for x in pair[i]] for i in range(2))
+    handles = [handle for pair in found for handle in pair[0]]
+    labels = [label for pair in found for label in pair[1]]
     figure.legend(handles, labels, loc="upper left", bbox_to_anchor=anchor, ncols=len(labels) or 1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ class Reader:
             "ctx": context or tb_context.RequestContext(),
             "experiment_id": experiment,
         }
+        self._ahead: dict[str, dict[str, Any]] = {}
 
     def overview(self) -> Json:
         """Return all runs with their records, and the names of those that the callback did not see.
@@ -48,6 +50,7 @@ class Reader:
         """
         tags = self._tags("scalars", self._provider.list_scalars)
         written = self._tags(PLUGIN, self._provider.list_tensors)
+        self._read_ahead(written)
         runs: list[Json] = []
         broken: list[Json] = []
         for run in sorted({*tags, *written}):
@@ -120,13 +123,37 @@ class Reader:
 
     def _texts(self, run: str, tags: Iterable[str], plugin: str = PLUGIN) -> dict[str, list[Any]]:
         """Texts by tag, in the order in which they were written."""
-        found = self._provider.read_tensors(
-            plugin_name=plugin, downsample=_ALL, run_tag_filter=_only(run, tags), **self._asked
-        )
+        wanted = list(tags)
+        ahead = self._ahead.get(run, {}) if plugin == PLUGIN else {}
+        found = {t: ahead[t] for t in wanted if t in ahead}
+        left = [t for t in wanted if t not in ahead]
+        if left:
+            found |= self._tensors([run], left, plugin).get(run, {})
         return {
             tag: [_text(x.numpy) for x in sorted(data, key=lambda x: x.wall_time)]
-            for tag, data in found.get(run, {}).items()
+            for tag, data in found.items()
         }
+
+    def _read_ahead(self, written: Mapping[str, list[str]]) -> None:
+        """Read the records of all runs at once: TensorBoard's data server answers call by call.
+
+        Where that fails, each run is read for itself, so that it is known whose fault it is.
+        """
+        ends = (tag("", RECORD), tag("", ABOUT))
+        tags = {t for own in written.values() for t in own if t.endswith(ends)}
+        with suppress(Exception):
+            self._ahead = self._tensors(list(written), tags, PLUGIN) if tags else {}
+
+    def _tensors(
+        self, runs: Iterable[str], tags: Iterable[str], plugin: str
+    ) -> dict[str, dict[str, Any]]:
+        found = self._provider.read_tensors(
+            plugin_name=plugin,
+            downsample=_ALL,
+            run_tag_filter=RunTagFilter(runs=list(runs), tags=list(tags)),
+            **self._asked,
+        )
+        return {run: dict(data) for run, data in found.items()}
 
     def _points(self, run: str, tags: Iterable[str]) -> dict[str, dict[int, float]]:
         found = self._provider.read_scalars(

@@ -36,7 +36,7 @@
     const digits = value !== 0 && Math.abs(value) < 10 ? 1 : 0;
     // 99.6 % is not 100 %: what has reached the bound has reached it exactly.
     const text = value.toFixed(digits);
-    return `${text === "100" && x !== 1 ? value.toFixed(value < 100 ? 1 : 2) : text} %`;
+    return `${text === "100" && x !== 1 ? value.toFixed(value < 100 ? 1 : 2) : text}\u00a0%`;
   };
 
   const seconds = (x) => {

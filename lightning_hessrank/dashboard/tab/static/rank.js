@@ -30,7 +30,7 @@
     if (range) lines.push(`between ${number(range[0])} and ${number(range[1])} (95 %)`);
     if (known(record.bound))
       lines.push(`${percent(value / record.bound)} of the bound ${number(record.bound)} ${hr.worth(record)}`);
-    lines.push(hr.exactness(run));
+    lines.push(hr.exactness(run, state.tolerance));
     if (state.tolerance === "own") {
       lines.push(`tolerance ${hr.toleranceWords(record)}`);
       lines.push(`gap: ${hr.gapWords(record)}`);

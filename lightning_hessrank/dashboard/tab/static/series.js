@@ -94,10 +94,10 @@
   };
 
   /** Whether the number is exact, and how it was found. */
-  const exactness = (run) => {
+  const exactness = (run, tolerance = "own") => {
     const record = last(run);
     if (run.exact) return `exact count${record.method && record.method !== "exact" ? `, ${record.method}` : ""}`;
-    const range = interval(record, "own");
+    const range = interval(record, tolerance);
     if (record.std_error === 0) return "counted by lanczos, all converged";
     return range && range[1] > range[0]
       ? `estimate, between ${number(range[0])} and ${number(range[1])} (95 %)`

@@ -33,7 +33,7 @@
       el("div", { class: "ranks" }, el("b", null, ranks), change.word ? ` ${change.arrow} ${change.word}` : "",
         el("span", { class: "faint" }, known(of) ? ` of ${number(of)} parameters` : "")),
       el("div", null, hr.comparison(run, state.tolerance)),
-      el("div", { class: run.exact ? "" : "estimate" }, hr.exactness(run)));
+      el("div", { class: run.exact ? "" : "estimate" }, hr.exactness(run, state.tolerance)));
   };
 
   const skipped = (record) => (known(record.skipped) ? number(record.skipped) : "–");
