@@ -16,7 +16,7 @@ def page_sink(logger: Any) -> PageSink | None:
     Known are MLflow's ``log_text``, told by its signature (the stand-in logger of ``fast_dev_run``
     has a method of every name), and Weights & Biases, whose pages are media of its own.
     """
-    experiment = getattr(logger, "experiment", None)
+    experiment: Any = getattr(logger, "experiment", None)
     method = getattr(experiment, "log_text", None)
     if callable(method) and {"run_id", "text", "artifact_file"} <= _parameters(method):
         return lambda tag, html: method(

@@ -10,7 +10,7 @@ ENTRY = "index.js"
 #: In the order in which the pages load them.
 SCRIPTS = (
     *("format.js", "theme.js", "series.js", "rank.js", "spectrum.js", "layers.js", "across.js"),
-    *("tables.js", "controls.js", "view.js"),
+    *("tables.js", "controls.js", "about.js", "view.js"),
 )
 STYLE = "style.css"
 

@@ -71,7 +71,8 @@
   /** Rose, fell, or stayed, from first to last. */
   const change = (run, tolerance) => {
     const values = run.records.map((r) => count(r, tolerance)).filter((x) => x !== null);
-    if (!values.length) return { text: "not known at this tolerance", from: null, to: null };
+    if (!values.length)
+      return { text: tolerance === "own" ? "no rank was found" : "not known at this tolerance", from: null, to: null };
     const [from, to] = [values[0], values[values.length - 1]];
     if (values.length === 1) return { from, to, arrow: "•", word: "measured once" };
     // Within the interval of an estimate nothing is known to have moved.
