@@ -116,6 +116,7 @@ def test_counts_of_history_get_the_labels_that_scalars_have() -> None:
     [
         "",
         "{",
+        "[" * 100_000,
         "[1]",
         "null",
         '{"rank": 3}',
@@ -134,8 +135,17 @@ def test_what_is_no_record_is_left_out(text: object) -> None:
 def test_what_is_no_number_is_missing() -> None:
     text = '{"step": 1, "rank": "<b>", "bound": true, "counts": {"1e-1": [], "1e-2": 4}, "x": "y"}'
     assert series.parse_record(text) == {"step": 1, "counts": {"1e-2": 4}, "x": "y"}
-    broken = '{"step": 1, "spectrum": {"bins": 0, "positive": ["<b>"]}, "layers": 3}'
-    assert series.parse_detail(broken) == {"step": 1}
+    lists = '"positive": [1], "negative": [], "at": [1], "values": [0.5]'
+    for spectrum in ('"bins": 0, "positive": ["<b>"]', f'"bins": 1e9, {lists}', '"bins": 0'):
+        broken = f'{{"step": 1, "spectrum": {{{spectrum}}}, "layers": 3}}'
+        assert series.parse_detail(broken) == {"step": 1}
+    whole = f'{{"step": 1, "spectrum": {{"bins": 0, {lists}}}, "layers": [3]}}'
+    assert series.parse_detail(whole) == json.loads(whole)
+
+
+def test_numbers_that_a_browser_cannot_read_become_null() -> None:
+    foreign = series.parse_record('{"step": 1, "mine": [NaN, 1e999], "counts": {"1e-1": 1e999}}')
+    assert json.loads(records.dumps(foreign)) == {"step": 1, "mine": [None, None], "counts": {}}
 
 
 def test_of_two_at_a_step_the_later_counts() -> None:

@@ -121,6 +121,7 @@ def test_histogram_of_a_zero_and_of_a_full_matrix(tmp_path: Path, rank: int) -> 
         ("figures", lambda e: e.Tags()["images"]),
         ("histogram", lambda e: e.Tags()["histograms"]),
         ("layout", lambda e: [t for t in e.Tags()["tensors"] if t == LAYOUT_TAG]),
+        ("tab", lambda e: [t for t in e.Tags()["tensors"] if "-tab/" in t]),
         ("text", lambda e: [t for t in e.Tags()["tensors"] if "-text/" in t]),
     ],
 )

@@ -5,14 +5,13 @@ from __future__ import annotations
 import base64
 import gzip
 import html
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lightning_hessrank import __version__
 from lightning_hessrank.dashboard.tab.assets import SCRIPTS, STYLE, plotly_script, static
 from lightning_hessrank.dashboard.tab.provider import Reader
-from lightning_hessrank.dashboard.tab.records import Json
+from lightning_hessrank.dashboard.tab.records import Json, dumps
 
 #: Spectra and layers of so many measurements are kept in one page, shared among its runs.
 _DETAILS = 240
@@ -64,7 +63,7 @@ def report(
     """
     kept = _DETAILS // max(1, len(runs))
     data = {"runs": [_thinned(run, max(2, kept)) for run in runs], "others": [], "broken": []}
-    packed = gzip.compress(json.dumps(data, separators=(",", ":")).encode(), mtime=0)
+    packed = gzip.compress(dumps(data).encode(), mtime=0)
     return _PAGE.format(
         version=__version__,
         title=html.escape(title),

@@ -6,7 +6,6 @@ here: an address cannot reach anything else.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ from werkzeug import Request, Response
 
 from lightning_hessrank.dashboard.tab.assets import ENTRY, SCRIPTS, STYLE, plotly_script, static
 from lightning_hessrank.dashboard.tab.provider import Reader
-from lightning_hessrank.dashboard.tab.records import PLUGIN
+from lightning_hessrank.dashboard.tab.records import PLUGIN, dumps
 
 _TYPES = {".js": "application/javascript", ".css": "text/css"}
 #: Measurements that TensorBoard keeps of a run, unless the user says otherwise: its default for
@@ -116,7 +115,7 @@ def _application(answer: Callable[[Request], Response]) -> Application:
 
 
 def _json(value: Any, status: int = 200) -> Response:
-    return _respond(json.dumps(value).encode(), "application/json", status=status)
+    return _respond(dumps(value).encode(), "application/json", status=status)
 
 
 def _respond(

@@ -50,8 +50,11 @@ def tag(name: str, kind: str) -> str:
 
 
 def dumps(value: Any) -> str:
-    """Encode without spaces; nan and infinity, which JSON does not have, must be gone."""
-    return json.dumps(value, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+    """Encode without spaces; nan and infinity, which JSON does not have, become null."""
+    try:
+        return json.dumps(value, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+    except ValueError:
+        return dumps(_plain(value))
 
 
 def tolerance_label(rtol: float) -> str:

@@ -17,6 +17,8 @@ from typing import Any
 
 from lightning_hessrank.dashboard.tab.records import Json, about, compact
 
+#: No spectrum that this package writes has as many points or bins, or begins so far out.
+_MOST = 2000
 #: Entries of a record that must be numbers, or missing.
 _NUMBERS = (
     *("epoch", "rank", "rank_lower", "rank_upper", "rank_outer", "rank_functional", "bound"),
@@ -31,7 +33,7 @@ def parse(text: object) -> Json | None:
         text = text.decode("utf-8", errors="replace")
     try:
         found = json.loads(text) if isinstance(text, str) else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
 
@@ -59,7 +61,8 @@ def parse_detail(text: object) -> Json | None:
     if not (
         isinstance(spectrum, dict)
         and is_number(spectrum.get("bins"))
-        and all(isinstance(spectrum.get(k), list) for k in lists)
+        and abs(spectrum["bins"]) < _MOST
+        and all(isinstance(spectrum.get(k), list) and len(spectrum[k]) < _MOST for k in lists)
         and all(is_number(x) for k in lists for x in spectrum[k])
     ):
         found.pop("spectrum", None)

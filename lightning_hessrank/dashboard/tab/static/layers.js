@@ -6,7 +6,7 @@
 
   /** Layers of a run: name, what limits its rank, and the rank at each step. */
   const layersOf = (run) => {
-    const table = (run.about && run.about.layers) || [];
+    const table = run.about && Array.isArray(run.about.layers) ? run.about.layers.filter(Array.isArray) : [];
     const columns = (run.details || []).filter((d) => d.layers && d.layers.length === table.length);
     const bounded = table.length > 0 && table.every(([, , bound]) => known(bound));
     const shared = shorten(table.map(([name]) => name));
@@ -31,7 +31,7 @@
 
   const layersChart = (run, state, theme) => {
     const { layers, columns, of } = layersOf(run);
-    const x = columns.map((d) => hr.axisValue(hr.recordAt(run, d.step), state.x, run));
+    const x = columns.map((d) => hr.axisValue(hr.recordAt(run, d.step), state.x));
     const z = layers.map((layer) => layer.ranks.map((rank) => share(rank, layer.limit)));
     const text = layers.map((layer) => layer.ranks.map((rank, j) =>
       `<b>${escape(layer.name)}</b>, step ${number(columns[j].step)}<br>rank ${number(rank)} of ` +
@@ -50,7 +50,7 @@
       table: layersTable(run),
       layout: hr.layout(theme, {
         height, margin: { l: 90, r: 16, t: 30, b: 44 },
-        xaxis: { title: { text: state.x === "minutes" ? "minutes" : state.x } },
+        xaxis: { title: { text: state.x } },
         yaxis: { autorange: "reversed", tickvals: named, ticktext: named.map((i) => escape(layers[i].label)), ticks: "" },
       }),
     };
@@ -76,7 +76,7 @@
       : [...layers].sort((a, b) => moved(b) - moved(a)).slice(0, MOST_PANELS);
     const across = Math.max(1, Math.min(chosen.length, Math.floor(width / PANEL_WIDTH)));
     const down = Math.ceil(chosen.length / across);
-    const x = columns.map((d) => hr.axisValue(hr.recordAt(run, d.step), state.x, run));
+    const x = columns.map((d) => hr.axisValue(hr.recordAt(run, d.step), state.x));
     const height = down * PANEL_HEIGHT + 40;
     const traces = [], axes = {}, annotations = [];
     chosen.forEach((layer, i) => {
@@ -111,7 +111,7 @@
 
   /** The Hessian and the two parts whose sum it is, each with its own bound. */
   const partsChart = (run, state, theme, height) => {
-    const x = run.records.map((r) => hr.axisValue(r, state.x, run));
+    const x = run.records.map((r) => hr.axisValue(r, state.x));
     const colours = [theme.text, theme.signs[0], theme.signs[1]];
     const traces = PARTS.flatMap(([rank, bound, name], k) => {
       const y = run.records.map((r) => (known(r[rank]) ? r[rank] : null));
@@ -134,7 +134,7 @@
       layout: hr.layout(theme, {
         height, showlegend: true, legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 },
         margin: { l: 62, r: 24, t: 40, b: 44 },
-        xaxis: { title: { text: state.x === "minutes" ? "minutes" : state.x } },
+        xaxis: { title: { text: state.x } },
         yaxis: { title: { text: "rank" }, range: [0, 1.08 * most], tickformat: "~s" },
       }),
     };

@@ -12,7 +12,6 @@
     effective_dimension: "effective dimension", entropy_rank: "entropy rank",
     participation_ratio: "participation ratio", stable_rank: "stable rank",
   };
-  const X_TITLES = { step: "step", epoch: "epoch", minutes: "minutes since the first measurement" };
   const MOST_DOTS = 40, MOST_LABELS = 8;
 
   const measure = (record, name) => {
@@ -40,7 +39,7 @@
 
   const runTraces = (run, state, theme) => {
     const colour = hr.colour(run, theme);
-    const x = run.records.map((r) => hr.axisValue(r, state.x, run));
+    const x = run.records.map((r) => hr.axisValue(r, state.x));
     const y = run.records.map((r) => hr.scaled(hr.count(r, state.tolerance), r, state.unit));
     const dots = run.records.length <= MOST_DOTS;
     const traces = [];
@@ -81,7 +80,7 @@
     const found = new Map();
     for (const run of runs)
       for (const r of run.records) {
-        const [x, y] = [hr.axisValue(r, state.x, run), hr.scaled(hr.count(r, state.tolerance), r, state.unit)];
+        const [x, y] = [hr.axisValue(r, state.x), hr.scaled(hr.count(r, state.tolerance), r, state.unit)];
         if (x !== null && y !== null) found.set(x, [...(found.get(x) || []), y]);
       }
     const x = [...found.keys()].sort((a, b) => a - b);
@@ -228,7 +227,7 @@
       traces, table: rankTable(runs, state),
       layout: hr.layout(theme, {
         height, annotations, margin: { l: 62, r: 78, t: 14, b: 44 },
-        xaxis: { title: { text: X_TITLES[state.x] }, range: span },
+        xaxis: { title: { text: state.x }, range: span },
         yaxis: {
           title: { text: UNITS[state.unit].title }, type: state.log ? "log" : "linear", range,
           tickformat: state.unit === "count" ? "~s" : ".0%",

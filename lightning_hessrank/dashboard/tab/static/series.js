@@ -57,9 +57,8 @@
     return Array.isArray(range) && range.every(known) && range[1] > range[0] ? range : null;
   };
 
-  const axisValue = (record, x, run) => {
+  const axisValue = (record, x) => {
     if (x === "epoch") return known(record.epoch) ? record.epoch : null;
-    if (x === "minutes") return known(record.wall) ? (record.wall - run.records[0].wall) / 60 : null;
     return record.step;
   };
 

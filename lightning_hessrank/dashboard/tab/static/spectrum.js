@@ -64,7 +64,7 @@
   const densityChart = (run, state, theme, height) => {
     const columns = withSpectrum(run);
     const span = extent(run, columns);
-    const x = columns.map((d) => hr.axisValue(recordAt(run, d.step), state.x, run));
+    const x = columns.map((d) => hr.axisValue(recordAt(run, d.step), state.x));
     const most = Math.log10(Math.max(2, ...columns.flatMap(({ spectrum: s }) => [...s.positive, ...s.negative])));
     const base = span[0] / PER_DECADE;
     const cut = columns.map((d) => Math.log10(recordAt(run, d.step).tolerance) - base);
@@ -86,11 +86,11 @@
       table: densityTable(run, columns),
       layout: hr.layout(theme, {
         height, margin: { l: 62, r: 96, t: 14, b: 44 },
-        xaxis: { title: { text: state.x === "epoch" ? "epoch" : state.x === "minutes" ? "minutes" : "step" } },
+        xaxis: { title: { text: state.x } },
         yaxis: { title: { text: "eigenvalue (log scale, both signs)" }, range: [-top, top], ...ticks(span) },
         shapes: [{
-          type: "line", x0: hr.axisValue(recordAt(run, chosen), state.x, run), yref: "paper", y0: 0, y1: 1,
-          x1: hr.axisValue(recordAt(run, chosen), state.x, run), line: { color: theme.faint, width: 1 },
+          type: "line", x0: hr.axisValue(recordAt(run, chosen), state.x), yref: "paper", y0: 0, y1: 1,
+          x1: hr.axisValue(recordAt(run, chosen), state.x), line: { color: theme.faint, width: 1 },
         }, {
           type: "rect", xref: "paper", x0: 0, x1: 1, y0: -end, y1: end, fillcolor: theme.shade, line: { width: 0 },
         }],
@@ -107,7 +107,7 @@
   const countsChart = (run, state, theme, height) => {
     const labels = [...new Set(run.records.flatMap((r) => Object.keys(r.counts || {})))]
       .sort((a, b) => (a === "machine") - (b === "machine") || Number(b) - Number(a));
-    const x = run.records.map((r) => hr.axisValue(r, state.x, run));
+    const x = run.records.map((r) => hr.axisValue(r, state.x));
     const traces = labels.map((label, i) => ({
       x, y: run.records.map((r) => hr.count(r, label)), name: label, meta: "counts",
       mode: x.length > 40 ? "lines" : "lines+markers",
@@ -124,7 +124,7 @@
       layout: hr.layout(theme, {
         height, showlegend: true, legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 },
         margin: { l: 62, r: 24, t: 40, b: 44 },
-        xaxis: { title: { text: state.x === "minutes" ? "minutes" : state.x } },
+        xaxis: { title: { text: state.x } },
         yaxis: { title: { text: "eigenvalues beyond each tolerance" }, rangemode: "tozero", tickformat: "~s" },
       }),
     };

@@ -120,7 +120,7 @@
   const boundTable = (bound) => {
     const sums = [["outer-product", bound.outer], ["functional", bound.functional], ["total", bound.total], ["parameters", bound.num_parameters]];
     const row = (cells, tag = "td") => el("tr", null, cells.map((c, i) => el(tag, { class: i ? "number" : "name" }, typeof c === "number" ? number(c) : c)));
-    const layers = (bound.layers || []).filter((x) => x && x.name !== undefined);
+    const layers = (Array.isArray(bound.layers) ? bound.layers : []).filter((x) => x && x.name !== undefined);
     return el("div", { class: "bound" },
       el("p", null, el("b", null, `${number(bound.total)} (${bound.kind}, ${bound.is_theorem ? "theorem" : "reference line"}). `), String(bound.reason || "")),
       el("div", { class: "scroll" }, el("table", null,

@@ -113,8 +113,7 @@
       const { state, runs } = this;
       const set = (key) => (value) => this.set({ [key]: value }, ["controls"]);
       const some = (test) => runs.some((run) => run.records.some(test));
-      const axes = [["step", "step"], ["epoch", "epoch"], ["minutes", "time"]].filter(([key]) =>
-        key === "step" || some((r) => known(key === "epoch" ? r.epoch : r.wall)));
+      const axes = [["step", "step"], ["epoch", "epoch"]].filter(([key]) => some((r) => known(r[key])));
       const groups = new Set(runs.map(hr.group)).size < runs.length;
       this.parts.controls.replaceChildren(
         hr.slider("tolerance", hr.TOLERANCES, state.tolerance, (t) => this.toleranceWords(t), (t) => this.set({ tolerance: t }, [])),
