@@ -179,6 +179,6 @@ def test_the_example_in_a_browser(
 
         driver.get(f"{address}/#images")
         loaded = "found.filter(x => x.complete && x.naturalWidth === 672).length"
-        browser.wait_for(lambda: browser.deep(driver, "img", loaded) == 3)
+        browser.wait_for(lambda: browser.deep(driver, "img", loaded) == 4)
         severe = [entry for entry in driver.get_log("browser") if entry["level"] == "SEVERE"]
         assert not severe
