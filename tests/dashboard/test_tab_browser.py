@@ -188,6 +188,21 @@ def test_an_estimate_and_an_old_run_say_what_they_lack(driver: Any, address: str
     assert ranks == [m.layers["net.0"].rank for m in measured()["old"]]
 
 
+def test_seeds_as_a_band(driver: Any, tmp_path: Path) -> None:
+    folders.many(tmp_path, runs=8, steps=5)
+    with browser.tensorboard(tmp_path) as address:
+        browser.wait_for(lambda: browser.fetch(f"{address}/data/runs").count(b"seed") == 8)
+        open_tab(driver, address)
+        set_state(driver, groups=True)
+        browser.wait_for(lambda: len(drawn(driver, "rank", "rank")) == 4)
+        curves = {t["name"]: t["y"] for t in drawn(driver, "rank", "rank")}
+        read = reader_of_folder(tmp_path).overview()["runs"]
+        for width in range(1, 5):
+            seeds = [r["records"] for r in read if r["run"].startswith(f"width{width}/")]
+            mean = [(a["rank"] + b["rank"]) / 2 for a, b in zip(*seeds, strict=True)]
+            assert curves[f"width{width}"] == mean
+
+
 def test_across_runs_and_a_table_that_sorts(driver: Any, address: str) -> None:
     open_tab(driver, address)
     set_state(driver, against="val_acc")

@@ -76,7 +76,7 @@
   };
 
   /** Runs that share a name up to a number, as mean and range. */
-  const groupTraces = (name, runs, state, theme) => {
+  const groupTraces = (name, runs, state, colour) => {
     const found = new Map();
     for (const run of runs)
       for (const r of run.records) {
@@ -86,7 +86,6 @@
     const x = [...found.keys()].sort((a, b) => a - b);
     const at = x.map((k) => found.get(k));
     const mean = at.map((v) => v.reduce((a, b) => a + b, 0) / v.length);
-    const colour = hr.colour(runs[0], theme);
     return [
       {
         x: [...x, ...[...x].reverse()],
@@ -95,7 +94,7 @@
         hoverinfo: "skip", name: `${name} (range)`, meta: "band",
       },
       {
-        x, y: mean, name, meta: "rank", mode: "lines", line: { color: colour, width: 2.4 },
+        x, y: mean, name, meta: "rank", group: name, mode: "lines", line: { color: colour, width: 2.4 },
         text: at.map((v) => `<b>${escape(name)}</b>, mean of ${v.length} runs`),
         hovertemplate: "%{text}: %{y:.5~g}<extra></extra>",
       },
@@ -194,7 +193,7 @@
     traces.filter((t) => t.meta === "rank").map((t) => {
       const end = t.y.map(known).lastIndexOf(true);
       return end < 0 ? null : {
-        x: t.x[end], y: t.y[end], text: `<b>${UNITS[unit].text(t.y[end])}</b>`, showarrow: false,
+        x: t.x[end], y: t.y[end], text: `${t.group ? `${escape(t.group)} ` : ""}<b>${UNITS[unit].text(t.y[end])}</b>`, showarrow: false,
         xanchor: "left", xshift: 8, font: { size: 13, color: t.line.color },
       };
     }).filter(Boolean);
@@ -203,9 +202,9 @@
   const rankChart = (runs, state, theme, height) => {
     const traces = [];
     if (state.groups)
-      for (const [name, members] of grouped(runs))
-        traces.push(...(members.length > 1 ? groupTraces(name, members, state, theme)
-          : runTraces(members[0], state, theme)));
+      [...grouped(runs)].forEach(([name, members], i) =>
+        traces.push(...(members.length > 1 ? groupTraces(name, members, state, theme.runs[i % theme.runs.length])
+          : runTraces(members[0], state, theme))));
     else for (const run of runs) traces.push(...runTraces(run, state, theme));
     const shown = traces.filter((t) => t.meta === "rank");
     const span = xRange(traces);
@@ -226,7 +225,7 @@
     return {
       traces, table: rankTable(runs, state),
       layout: hr.layout(theme, {
-        height, annotations, margin: { l: 62, r: 78, t: 14, b: 44 },
+        height, annotations, margin: { l: 62, r: state.groups ? 150 : 78, t: 14, b: 44 },
         xaxis: { title: { text: state.x }, range: span },
         yaxis: {
           title: { text: UNITS[state.unit].title }, type: state.log ? "log" : "linear", range,
