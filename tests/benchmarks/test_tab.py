@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,16 +27,6 @@ def resident(pid: int) -> float:
     return own / 1024 + sum(resident(int(child)) for child in children)
 
 
-def loaded(address: str) -> bool:
-    """Whether TensorBoard has read all runs to their ends."""
-    found = json.loads(browser.fetch(f"{address}/data/plugin/scalars/tags") or b"{}")
-    if len(found) < RUNS:
-        return False
-    query = f"run=width4/seed{RUNS // 4 - 1}&tag=hessian/rank"
-    points = browser.fetch(f"{address}/data/plugin/scalars/scalars?{query}")
-    return len(json.loads(points or b"[]")) == STEPS
-
-
 def test_first_paint_and_memory(tmp_path: Path) -> None:
     lacking = browser.missing()
     if lacking:
@@ -45,10 +34,10 @@ def test_first_paint_and_memory(tmp_path: Path) -> None:
     folders.many(tmp_path / "new", RUNS, STEPS)
     folders.many(tmp_path / "old", RUNS, STEPS, replace(folders.TAB, tab=False))
     with browser.tensorboard(tmp_path / "old") as address:
-        browser.wait_for(lambda: loaded(address), 120)
+        browser.wait_until_read(address, RUNS * STEPS)
         before = resident(browser.process_of(address))
     with browser.chromium() as driver, browser.tensorboard(tmp_path / "new") as address:
-        browser.wait_for(lambda: loaded(address), 120)
+        browser.wait_until_read(address, RUNS * STEPS)
         paints = []
         for _ in range(3):
             browser.open_tab(driver, address)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 import subprocess
@@ -104,6 +105,16 @@ def open_tab(driver: Any, address: str, *, dark: bool = False) -> None:
     driver.switch_to.frame(wait_for(lambda: deep(driver, "iframe"))[0])
     wait_for(lambda: driver.execute_script("return window.hessrank && hessrank.painted"))
     settled(driver)
+
+
+def wait_until_read(address: str, measurements: int) -> None:
+    """Wait until TensorBoard has read so many measurements, of all runs together."""
+
+    def read() -> bool:
+        found = json.loads(fetch(f"{address}/data/plugin/hessian/runs") or b"{}")
+        return sum(len(run["records"]) for run in found.get("runs", [])) == measurements
+
+    wait_for(read, 120)
 
 
 def settled(driver: Any) -> None:

@@ -41,7 +41,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(folder: Path) -> Iterator[str]:
-    with browser.tensorboard(folder, "--reload_interval", "1") as found:
+    with browser.tensorboard(folder) as found:
+        browser.wait_until_read(found, 3 * 12 + 6 + 3)
         yield found
 
 
@@ -191,7 +192,7 @@ def test_an_estimate_and_an_old_run_say_what_they_lack(driver: Any, address: str
 def test_seeds_as_a_band(driver: Any, tmp_path: Path) -> None:
     folders.many(tmp_path, runs=8, steps=5)
     with browser.tensorboard(tmp_path) as address:
-        browser.wait_for(lambda: browser.fetch(f"{address}/data/runs").count(b"seed") == 8)
+        browser.wait_until_read(address, 8 * 5)
         open_tab(driver, address)
         set_state(driver, groups=True)
         browser.wait_for(lambda: len(drawn(driver, "rank", "rank")) == 4)
