@@ -3,10 +3,12 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+import lightning_hessrank.dashboard.figures  # noqa: F401  (so that results know how to plot)
+
 if TYPE_CHECKING:
-    from lightning_hessrank.api import hessian_rank
-    from lightning_hessrank.bounds import batch_bound, rank_bound, toeplitz_matrix
+    from lightning_hessrank.api import batch_bound, hessian_rank, rank_bound
     from lightning_hessrank.monitor.callback import HessianRankMonitor
+    from lightning_hessrank.network.toeplitz import toeplitz_matrix
     from lightning_hessrank.results import BoundNotAvailableError, RankBound, RankEstimate
 
 __version__ = "0.1.0"
@@ -27,10 +29,10 @@ _HOMES = {
     "HessianRankMonitor": "monitor.callback",
     "RankBound": "results",
     "RankEstimate": "results",
-    "batch_bound": "bounds",
+    "batch_bound": "api",
     "hessian_rank": "api",
-    "rank_bound": "bounds",
-    "toeplitz_matrix": "bounds",
+    "rank_bound": "api",
+    "toeplitz_matrix": "network.toeplitz",
 }
 
 

@@ -1,26 +1,41 @@
-"""The rank of a loss Hessian without a Trainer."""
+"""What users call without a Trainer: the rank of a loss Hessian, and bounds on it."""
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from lightning_hessrank.estimators import estimate_rank
-from lightning_hessrank.hessian import LossCurvature, NonFiniteError
-from lightning_hessrank.results import PARTS, Method, Part, RankEstimate
+from lightning_hessrank.bounding import floating, network_of, reference_batch_bound
+from lightning_hessrank.bounds.linear import LinearKind, linear_bound
+from lightning_hessrank.estimators import method_names
+from lightning_hessrank.measure import measure
+from lightning_hessrank.network.batches import batch_size, list_tensors
+from lightning_hessrank.network.losses import LossCallable, loss_function, loss_kind
+from lightning_hessrank.network.pairs import as_pairs, call
+from lightning_hessrank.results import (
+    PARTS,
+    Method,
+    NonFiniteError,
+    Part,
+    RankBound,
+    RankEstimate,
+    nan_estimate,
+)
+from lightning_hessrank.subject.isolated import IsolatedModule
+from lightning_hessrank.subject.isolation import undisturbed
 from lightning_hessrank.subject.step import model_step
 from lightning_hessrank.subject.subject import Subject
-from lightning_hessrank.tolerance import check_rtol, machine_rtol
+from lightning_hessrank.tolerance import check_rtol
 
 
 def hessian_rank(
     model: nn.Module,
-    loss_fn: Callable[[Any, Any], Tensor],
+    loss_fn: LossCallable | str,
     data: Any,
     *,
     part: Part = "total",
@@ -29,17 +44,22 @@ def hessian_rank(
     max_rank: int | None = None,
     seed: int = 0,
     dtype: torch.dtype = torch.float64,
+    max_seconds: float | None = None,
 ) -> RankEstimate:
     """Measure the numerical rank of the Hessian of a mean loss at the model's weights.
 
     The model itself is not touched: everything happens on a copy, in the mode (training or
-    evaluation) that each of its modules has now.
+    evaluation) that each of its modules has now. Before the rank is counted, one Hessian-vector
+    product is compared with finite differences of gradients.
 
     Args:
-        model: ``model(inputs) -> outputs``.
-        loss_fn: ``loss_fn(outputs, targets) -> scalar``, a mean over samples.
-        data: one ``(inputs, targets)`` pair, or an iterable of pairs, which are weighted by their
-            numbers of samples.
+        model: ``model(inputs) -> outputs``; a tuple of inputs becomes positional, a dict keyword
+            arguments, where ``forward`` takes them.
+        loss_fn: ``loss_fn(outputs, targets) -> scalar``, a mean over samples; or a dict with the
+            scalar as ``"loss"`` and, as ``"output"``, the tensor by which the parts are meant. Also
+            a loss of ``torch.nn``: name (``"mse"``, ``"cross_entropy"``, …), function or module.
+        data: one ``(inputs, targets)`` tuple, or an iterable of such pairs, which are weighted by
+            their numbers of samples.
         part: ``"total"``, ``"outer"`` (outer-product Hessian = generalised Gauss–Newton) or
             ``"functional"`` (their difference, differentiated directly).
         method: ``"dense"``, ``"sketch"``, ``"lanczos"``, or ``"auto"``: by cost and memory.
@@ -49,51 +69,154 @@ def hessian_rank(
             small is noticed and warned of; the rank is then measured without it.
         seed: of every random probe, and of randomness inside the model.
         dtype: floating type of the computation.
+        max_seconds: wall time that ``method="auto"`` may take: what it buys is decided from
+            measured costs; ``None``: no limit.
 
     Returns:
         The rank with its tolerance, gap, method and cost. Where the loss or the Hessian is not
         finite, ``rank`` is ``nan`` and a warning says where that came from.
 
     Raises:
-        ValueError: an argument is out of range, the data are empty, the loss is not a scalar, or no
-            parameter requires gradients.
+        ValueError: an argument is out of range, the data are empty or ambiguous, the loss is not a
+            scalar, or no parameter requires gradients.
         TypeError: an argument has the wrong type, ``data`` are not pairs, or the loss is not a
             tensor.
+        WrongProductError: Hessian-vector products are not the derivative of the gradient.
+        NoSecondDerivativeError: an operation has none; the message names it.
         UnresolvedError: sketch or lanczos cannot tell the count at this tolerance.
         MemoryError: what the method needs does not fit.
     """
-    check_part(part)
-    check_method(method)
-    _check_arguments(model, loss_fn, max_rank, seed, dtype)
+    check_choice("part", part, PARTS)
+    check_choice("method", method, method_names())
+    check_model(model)
+    _check_numbers(max_rank, seed, dtype)
     if rtol is not None:
         check_rtol(rtol)
-    subject = Subject(model, as_pairs(data), model_step(loss_fn), dtype=dtype, seed=seed)
+    with _subject(model, loss_fn, data, dtype=dtype, seed=seed) as subject:
+        try:
+            ranks = measure(
+                subject,
+                parts=(part,),
+                method=method,
+                rtol=rtol,
+                max_rank=max_rank,
+                seed=seed,
+                counts=False,
+                max_seconds=max_seconds,
+            )
+        except NonFiniteError as error:
+            warnings.warn(f"rank is nan: {error}", RuntimeWarning, stacklevel=3)
+            return nan_estimate(subject.num_parameters, part=part, method=method, rtol=rtol)
+        for note in ranks.notes:
+            warnings.warn(note, RuntimeWarning, stacklevel=3)
+        return ranks.parts[part]
+
+
+def rank_bound(
+    model: nn.Module,
+    example_input: Any,
+    *,
+    loss: object = "mse",
+    data: Any = None,
+    input_rank: int | None = None,
+    kind: LinearKind = "auto",
+) -> RankBound:
+    """Bound the rank of the loss Hessian from the architecture of a network.
+
+    It bounds the Hessian of the network's *linear surrogate* (activations and dropout removed,
+    maxima averaged, batch norm per-channel affine) at any weights and, where no data are given, any
+    data. For a linear network that is a theorem; otherwise a reference line: ``is_theorem`` and
+    ``reason`` of the result say which. Training state does not matter: only the architecture and
+    frozen parameters do. The model is copied and left as it is.
+
+    Args:
+        model: any module; its mode (training or evaluation) is respected.
+        example_input: one batch as ``model`` takes it: a tensor, a tuple of positional or a dict of
+            keyword arguments, samples in the first dimension. Only shapes and dtypes matter.
+        loss: ``"mse"``, ``"cross_entropy"``, or a loss module or function of ``torch.nn``.
+        data: inputs whose span and number limit the bound: a batch like ``example_input``, or an
+            iterable of such batches or of ``(inputs, targets)`` pairs. ``None``: any data.
+        input_rank: rank of the uncentred input covariance, where it is known without data.
+        kind: ``"closed-form"`` (fully connected chains), ``"generic"`` (exact generic rank, for
+            small networks), ``"patch"`` (any multilinear network), ``"auto"``: the smallest valid
+            bound at a cost of seconds.
+
+    Raises:
+        BoundNotAvailableError: the network has no multilinear surrogate, or ``kind`` does not
+            apply to it; the message names the layer and the reason.
+        TypeError: ``model`` is not a module, or ``loss`` is not recognised.
+        ValueError: no trainable parameters, or arguments that contradict each other.
+    """
+    check_model(model)
+    known = loss_kind(loss)
+    copy = IsolatedModule(model)
+
+    def run(batch: Any) -> tuple[Tensor, ...]:
+        return floating(copy.run(lambda module: call(module, batch)))
+
     try:
-        curvature = LossCurvature(subject.loss_function())
-        return estimate_rank(
-            curvature.operator(part),
-            method=method,
-            rtol=rtol,
-            max_rank=max_rank,
-            seed=seed,
-            part=part,
-        )
-    except NonFiniteError as error:
-        warnings.warn(f"rank is nan: {error}", RuntimeWarning, stacklevel=2)
-        return nan_estimate(subject.num_parameters, part=part, rtol=rtol)
+        with undisturbed():
+            example = copy.cast(example_input)
+            tensors = [x for x in list_tensors(example) if x.ndim]
+            size = batch_size(example) if tensors and len(tensors[0]) else 0
+            network = network_of(run, example, size, copy.parameters)
+            given = None if data is None else _inputs_of(data, example_input, network.inputs)
+            return linear_bound(network, known, data=given, input_rank=input_rank, kind=kind)
+    finally:
+        copy.release()
+
+
+def batch_bound(model: nn.Module, loss_fn: LossCallable | str, data: Any) -> RankBound:
+    """Bound the rank of the loss Hessian of a network as it is, on given data.
+
+    A theorem for every network and loss: any activation, normalisation in either mode, attention,
+    losses that couple samples. It comes from the ranks of the activations and of the backpropagated
+    signals over the data, layer by layer, at the network's weights
+    (see :mod:`lightning_hessrank.bounds.batch`). The model is copied and left as it is.
+
+    Args:
+        model: called as in :func:`hessian_rank`, in the mode it is in; random masks are those of
+            one draw.
+        loss_fn: as in :func:`hessian_rank`.
+        data: one ``(inputs, targets)`` tuple or an iterable of pairs.
+
+    Raises:
+        BoundNotAvailableError: the loss does not depend on the parameters, or batches run through
+            the network in different ways.
+        NonFiniteError: an activation or a signal is not finite; the message says where.
+        TypeError: ``model`` is not a module or ``data`` no pairs.
+        ValueError: no trainable parameters, no data, an empty batch, or ambiguous data.
+    """
+    check_model(model)
+    if not any(x.requires_grad for x in model.parameters()):
+        raise ValueError("the network has no trainable parameters, so there is no Hessian to bound")
+    with _subject(model, loss_fn, data) as subject:
+        return reference_batch_bound(subject)
+
+
+@contextmanager
+def _subject(model: nn.Module, loss_fn: object, data: Any, **options: Any) -> Iterator[Subject]:
+    """Copy a model for a loss on pairs of data."""
+    subject = Subject(model, as_pairs(data), model_step(loss_function(loss_fn)), **options)
+    try:
+        yield subject
     finally:
         subject.release()
 
 
-def _check_arguments(
-    model: object, loss_fn: object, max_rank: object, seed: object, dtype: object
-) -> None:
+def check_model(model: object) -> None:
+    """Raise unless ``model`` is a module."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    if not callable(loss_fn):
-        raise TypeError(
-            f"loss_fn must be a function loss_fn(outputs, targets) -> scalar, got {loss_fn!r}"
-        )
+
+
+def check_choice(name: str, value: object, choices: Collection[object]) -> None:
+    """Raise unless an argument is one of its choices."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def _check_numbers(max_rank: object, seed: object, dtype: object) -> None:
     if max_rank is not None and (isinstance(max_rank, bool) or not isinstance(max_rank, int)):
         raise TypeError(f"max_rank must be a whole number or None, got {max_rank!r}")
     if max_rank is not None and max_rank < 0:
@@ -104,65 +227,36 @@ def _check_arguments(
         raise TypeError(f"dtype must be a floating torch.dtype, got {dtype!r}")
 
 
-def as_pairs(data: Any) -> list[tuple[Any, Any]]:
-    """Return ``data``, one pair or an iterable of pairs, as a list of pairs.
+def _inputs_of(data: Any, example: Any, like: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Concatenate the floating-point inputs of all batches."""
+    batches = [_floating_like(batch, example, like) for batch in _batches(data)]
+    if not batches:
+        raise ValueError("data has no batches; pass inputs, or leave data out for any data")
+    return tuple(torch.cat(column) for column in zip(*batches, strict=True))
 
-    A tuple or list of two is one pair, unless both of its entries are themselves such pairs.
-    """
-    if _is_pair(data) and not all(map(_is_pair, data)):
-        return [tuple(data)]
-    if isinstance(data, (Tensor, str)) or not isinstance(data, Iterable):
+
+def _batches(data: Any) -> Iterable[Any]:
+    """The batches of ``data``: itself, if it has the form of one."""
+    if isinstance(data, (Tensor, Mapping)) or (
+        isinstance(data, tuple) and len(data) > 0 and isinstance(data[0], Tensor)
+    ):
+        return [data]
+    if not isinstance(data, Iterable):
         raise TypeError(
-            "data must be an (inputs, targets) pair or an iterable of such pairs, got "
-            f"{type(data).__name__}"
+            "data must be inputs like example_input, or an iterable of batches, "
+            f"got {type(data).__name__}"
         )
-    pairs = list(data)
-    for pair in pairs:
-        if not _is_pair(pair):
-            raise TypeError(
-                "data must be an (inputs, targets) pair or an iterable of such pairs, got an "
-                f"iterable of {type(pair).__name__}"
-            )
-    if not pairs:
-        raise ValueError("data has no batches; pass at least one (inputs, targets) pair")
-    return [tuple(pair) for pair in pairs]
+    return data
 
 
-def _is_pair(value: Any) -> bool:
-    return isinstance(value, (tuple, list)) and len(value) == 2
-
-
-def check_part(part: str) -> None:
-    """Raise unless ``part`` names the Hessian or a part of it."""
-    if part not in PARTS:
-        raise ValueError(f"part must be one of {', '.join(map(repr, PARTS))}, got {part!r}")
-
-
-def check_method(method: str) -> None:
-    """Raise unless ``method`` names a way to measure."""
-    if method not in ("auto", "dense", "sketch", "lanczos"):
+def _floating_like(batch: Any, example: Any, like: tuple[Tensor, ...]) -> list[Tensor]:
+    if isinstance(batch, (tuple, list)) and isinstance(batch[0], type(example)):
+        batch = batch[0]  # (inputs, targets)
+    tensors = floating(batch)
+    shapes = [tuple(x.shape[1:]) for x in tensors]
+    expected = [tuple(x.shape[1:]) for x in like]
+    if shapes != expected:
         raise ValueError(
-            f"method must be one of 'auto', 'dense', 'sketch', 'lanczos', got {method!r}"
+            f"data must have samples of shapes {expected}, like example_input, got {shapes}"
         )
-
-
-def nan_estimate(
-    num_parameters: int,
-    *,
-    part: Part = "total",
-    method: Literal["auto"] | Method = "dense",
-    rtol: float | None = None,
-) -> RankEstimate:
-    """Return the estimate that stands for a measurement that was not finite."""
-    return RankEstimate(
-        rank=math.nan,
-        std_error=0.0,
-        rtol=machine_rtol(num_parameters) if rtol is None else rtol,
-        tolerance=math.nan,
-        gap=None,
-        method="dense" if method == "auto" else method,
-        num_parameters=num_parameters,
-        num_products=0,
-        seconds=0.0,
-        part=part,
-    )
+    return [x.detach().to(y) for x, y in zip(tensors, like, strict=True)]

@@ -1,9 +1,9 @@
-"""The network inside a step, as a function of its inputs: what the bounds are given."""
+"""Bounds of a subject: the network inside a step, seen as a function of its inputs."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,8 +12,10 @@ from torch import Tensor
 from lightning_hessrank.bounds.batch import live_batch_bound
 from lightning_hessrank.bounds.linear import linear_bound
 from lightning_hessrank.network.batches import list_tensors, map_tensors
-from lightning_hessrank.network.losses import LossKind, Network, ignores_shifts
+from lightning_hessrank.network.function import Network
+from lightning_hessrank.network.losses import LossKind, ignores_shifts, known_loss
 from lightning_hessrank.results import BoundNotAvailableError, RankBound
+from lightning_hessrank.subject.isolation import undisturbed
 from lightning_hessrank.subject.step import StepResult
 from lightning_hessrank.subject.subject import Subject
 
@@ -27,11 +29,32 @@ class BoundInputs(NamedTuple):
     """All inputs of the reference data, batches joined."""
 
 
+def network_of(
+    run: Callable[[Any], tuple[Tensor, ...]],
+    template: Any,
+    size: int,
+    parameters: Mapping[str, Tensor],
+) -> Network:
+    """See whatever runs on a batch as a function of the floating tensors in it.
+
+    Args:
+        run: takes a batch like ``template`` and returns the network's outputs.
+        template: a batch, cast.
+        size: samples in it.
+        parameters: trainable ones by name, as ``run`` uses them.
+    """
+
+    def forward(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return run(_substitute(template, size, inputs))
+
+    return Network(forward, floating(template), parameters)
+
+
 def bound_inputs(subject: Subject) -> BoundInputs:
     """See the step of a subject as a network: floating tensors of a batch in, outputs out.
 
     Raises:
-        BoundNotAvailableError: no loss function was recognised, or batches do not fit together.
+        BoundNotAvailableError: the output is not known, or batches do not fit together.
     """
     template = subject.batches[0]
     result = subject.evaluate(template)
@@ -40,26 +63,31 @@ def bound_inputs(subject: Subject) -> BoundInputs:
             "no known loss function was seen in the step, so the network's output is unknown; "
             'return {"loss": loss, "output": output} or use a loss of torch.nn.functional'
         )
-    columns = [_floating(batch) for batch in subject.batches]
+    columns = [floating(batch) for batch in subject.batches]
     shapes = {tuple(x.shape[1:] for x in column) for column in columns}
     if len(shapes) > 1:
         raise BoundNotAvailableError(
             "the batches of the reference data have samples of different shapes"
         )
-
     places = [output.place for output in result.outputs]
 
-    def forward(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        batch = _substitute(template, subject.sizes[0], inputs)
-        # Where gradients with respect to the inputs are taken, floating targets pass for outputs.
-        seen = {output.place: output.tensor for output in subject.evaluate(batch).outputs}
-        return tuple(seen[place] for place in places)
+    def run(batch: Any) -> tuple[Tensor, ...]:
+        # By place: where gradients with respect to the inputs are taken, floating targets pass for
+        # outputs.
+        at = subject.evaluate(batch).at
+        assert at is not None
+        try:
+            return tuple(at(place) for place in places)
+        except KeyError as error:
+            raise BoundNotAvailableError(
+                "the network's output does not depend on floating-point inputs, so that its linear "
+                "surrogate, which is a function of them, has no bound (batch_bound has one)"
+            ) from error
 
-    data = tuple(torch.cat(column) for column in zip(*columns, strict=True))
     return BoundInputs(
-        Network(forward, columns[0], subject.parameters),
+        network_of(run, template, subject.sizes[0], subject.parameters),
         _loss_kind(result, subject.parameters),
-        data,
+        tuple(torch.cat(column) for column in zip(*columns, strict=True)),
     )
 
 
@@ -70,8 +98,9 @@ def reference_bound(subject: Subject) -> RankBound:
         BoundNotAvailableError: the network has no bound; the message says why.
     """
     try:
-        network, loss, data = bound_inputs(subject)
-        return linear_bound(network, loss, data=data)
+        with undisturbed():
+            network, loss, data = bound_inputs(subject)
+            return linear_bound(network, loss, data=data)
     except BoundNotAvailableError:
         raise
     except Exception as error:  # the step is user code, here run in a way it was not written for
@@ -90,17 +119,19 @@ def reference_batch_bound(subject: Subject) -> RankBound:
         functools.partial(lambda batch: subject.evaluate(batch).loss, batch)
         for batch in subject.batches
     ]
-    return live_batch_bound(evaluations, subject.parameters, sum(subject.sizes))
+    with undisturbed():
+        return live_batch_bound(evaluations, subject.parameters, sum(subject.sizes))
 
 
-def _floating(batch: Any) -> tuple[Tensor, ...]:
+def floating(batch: Any) -> tuple[Tensor, ...]:
+    """Return the floating tensors of a batch that have samples."""
     return tuple(x for x in list_tensors(batch) if x.is_floating_point() and x.ndim > 0)
 
 
 def _substitute(template: Any, size: int, inputs: Sequence[Tensor]) -> Any:
     """Put ``inputs`` in the place of the floating tensors; repeat the rest to as many samples."""
     replacements = iter(inputs)
-    count = len(inputs[0])
+    count = len(inputs[0]) if inputs else size
 
     def replace(x: Tensor) -> Tensor:
         if x.ndim == 0:
@@ -122,5 +153,12 @@ def _loss_kind(result: StepResult, parameters: Mapping[str, Tensor]) -> LossKind
         else None
         for output in result.outputs
     }
-    name = "+".join(sorted({output.loss for output in result.outputs}))
-    return LossKind(name, class_dim=dims.pop() if len(dims) == 1 else None)
+    names = {output.loss for output in result.outputs}
+    return LossKind(
+        "+".join(sorted(names)),
+        class_dim=dims.pop() if len(dims) == 1 else None,
+        identity_curvature=all(
+            output.place.kind == "loss" and known_loss(output.loss).identity_curvature
+            for output in result.outputs
+        ),
+    )

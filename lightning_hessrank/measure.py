@@ -1,107 +1,118 @@
-"""One measurement of a subject: ranks of the Hessian and its parts. Needs no Trainer."""
+"""The one driver: every number about the Hessian of a subject comes from here. Needs no Trainer."""
 
 from __future__ import annotations
 
-import math
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
+from torch import Tensor
+
+from lightning_hessrank.budget import Plan
+from lightning_hessrank.estimating import Ranks, estimates, planned
 from lightning_hessrank.estimators import choose_method, dense_parts, estimate_rank
-from lightning_hessrank.hessian import (
-    LossCurvature,
-    NonFiniteError,
-    Progress,
-    ReducedOperator,
-    SymmetricOperator,
-)
+from lightning_hessrank.estimators.core import SketchCore
+from lightning_hessrank.hessian import Progress, SymmetricOperator
 from lightning_hessrank.hessian.memory import memory_limit
-from lightning_hessrank.hessian.verify import (
-    SPLIT_TOLERANCE,
-    check_product,
-    missing_derivatives_named,
-    unexplained_share,
-)
+from lightning_hessrank.hessian.verify import SPLIT_TOLERANCE, unexplained_share
+from lightning_hessrank.opening import opened, shared
 from lightning_hessrank.processes import Processes
-from lightning_hessrank.results import PARTS, Method, Part, RankBound, RankEstimate
-from lightning_hessrank.subject.isolation import undisturbed
+from lightning_hessrank.results import PARTS, Method, NonFiniteError, Part, RankBound, RankEstimate
 from lightning_hessrank.subject.subject import Subject
 
 Layers = Mapping[str, Sequence[str]]
 """Names of the parameters of each layer."""
 
 
-@dataclass(frozen=True, eq=False)
-class Ranks:
-    """Ranks of the Hessian at one set of weights."""
-
-    parts: dict[Part, RankEstimate]
-    """``"total"`` always; the others where the network's output is known."""
-    layers: dict[str, RankEstimate] = field(default_factory=dict)
-    """Of each layer's diagonal block, where they were asked for."""
-    loss: float = math.nan
-    """Mean loss on the reference data."""
-    unexplained: float = 0.0
-    """Share of the Hessian that does not pass through the network's output."""
-
-    @property
-    def total(self) -> RankEstimate:
-        """Of the Hessian itself."""
-        return self.parts["total"]
-
-
 def measure(
     subject: Subject,
     *,
+    parts: Sequence[Part] | None = None,
     method: Literal["auto"] | Method = "auto",
     rtol: float | None = None,
     bound: RankBound | None = None,
+    max_rank: int | None = None,
     layers: Layers | None = None,
     processes: Processes | None = None,
-    verify: bool = False,
+    verify: bool = True,
+    counts: bool = True,
     seed: int = 0,
     progress: Progress | None = None,
     announce: Callable[[str], None] | None = None,
+    plan: Plan | None = None,
+    max_seconds: float | None = None,
+    deadline: float | None = None,
 ) -> Ranks:
     """Measure the rank of the loss Hessian and, where possible, of its two parts.
 
     Args:
         subject: this process's share of the loss.
+        parts: which; ``None``: all, as far as the network's output is known.
         method: how; ``"auto"``: by the cost of a product and the memory there is.
         rtol: relative tolerance of the ranks; ``None``: the method's own.
         bound: on these ranks; where it is a theorem, a sketch needs no more products than that.
+        max_rank: a known upper bound on each of these ranks, instead.
         layers: whose diagonal blocks to measure as well.
         processes: with which the loss is shared; ``None``: with none.
         verify: first compare a product with finite differences.
+        counts: also at larger tolerances where that takes more time (sketch).
         seed: of random directions.
         progress: called between blocks of products.
         announce: told which method was chosen and why, before it starts.
+        plan: what an earlier measurement of the same run has decided.
+        max_seconds: wall time that the measurement may take: decides, where there is no plan.
+        deadline: when what takes longer than expected is ended and what is known is told, as
+            :func:`time.perf_counter` counts; ``None``: ``max_seconds`` from now.
 
     Raises:
         NonFiniteError: the loss or a Hessian is not finite, on any process.
         WrongProductError: the products cannot be trusted.
         NoSecondDerivativeError: there are none.
+        OutputsUnknownError: a part was asked for, and the network's output is not known.
         UnresolvedError: the method cannot tell the rank at this tolerance.
         ProcessFailedError: another process failed; call this within its ``together()``.
     """
     processes = processes or Processes()
-    with undisturbed(), missing_derivatives_named():
-        curvature = _finite_curvature(subject, processes, verify=verify, seed=seed)
+    if deadline is None and max_seconds is not None:
+        deadline = time.perf_counter() + max_seconds
+    if plan is None and method == "auto" and max_seconds is not None:
+        plan = planned(subject, processes, max_seconds, rtol=rtol, bound=bound, max_rank=max_rank)
+        if announce is not None:
+            announce(plan.sentence)
+    if plan is not None and plan.method == "lanczos":
+        return estimates(
+            subject,
+            plan,
+            rtol=rtol,
+            parts=parts,
+            processes=processes,
+            verify=verify,
+            seed=seed,
+            progress=progress,
+            deadline=deadline,
+        )
+    method = method if plan is None else plan.method
+    with opened(subject, processes, verify=verify, seed=seed) as curvature:
         known = all(processes.gather(curvature.outputs_known))
-        unexplained = unexplained_share(curvature, seed=seed) if known else 0.0
+        unexplained = unexplained_share(curvature, seed=seed) if known and parts is None else 0.0
         unexplained = max(processes.gather(unexplained))
-        limits = _limits(bound if unexplained <= SPLIT_TOLERANCE else None)
+        wanted = tuple(parts or (PARTS if known else PARTS[:1]))
+        operators = {part: curvature.operator(part) for part in wanted}
+        limits = _limits(bound if unexplained <= SPLIT_TOLERANCE else None, max_rank)
         memory = min(processes.gather(memory_limit(subject.device)))
         if method == "auto":  # timed on each process alone: they may need different times
-            alone = curvature.operator("total")
-            chosen = choose_method(alone, max_rank=limits["total"], rtol=rtol, memory_limit=memory)
+            part = wanted[0]
+            chosen = choose_method(
+                operators[part], max_rank=limits[part], rtol=rtol, memory_limit=memory
+            )
             method, reason = processes.first((chosen.method, chosen.reason))
             if announce is not None:
                 announce(reason)
 
         def rank(operator: SymmetricOperator, part: Part, limit: int | None) -> RankEstimate:
             return estimate_rank(
-                _shared(operator, processes),
+                shared(operator, processes),
                 method=method,
                 rtol=rtol,
                 max_rank=limit,
@@ -109,49 +120,59 @@ def measure(
                 memory_limit=memory,
                 part=part,
                 progress=progress,
-                counts=True,
+                counts=counts,
             )
 
-        if method == "dense" and processes.count == 1:
-            parts = dense_parts(curvature, rtol=rtol, memory_limit=memory, progress=progress)
+        if method == "dense" and processes.count == 1 and len(wanted) == len(PARTS):
+            found = dense_parts(operators, rtol=rtol, memory_limit=memory, progress=progress)
         else:
-            seen = PARTS if known else PARTS[:1]
-            parts = {p: rank(curvature.operator(p), p, limits[p]) for p in seen}
+            found = {part: rank(operators[part], part, limits[part]) for part in wanted}
         blocks = {
             name: rank(curvature.operator("total", parameters), "total", None)
             for name, parameters in (layers or {}).items()
         }
         loss = sum(processes.gather(curvature.loss))
-        return Ranks(parts, blocks, loss, unexplained)
+        return Ranks(found, blocks, loss, unexplained, plan)
 
 
-def _shared(operator: SymmetricOperator, processes: Processes) -> SymmetricOperator:
-    """Sum an operator over processes, which must all ask for blocks of the same size."""
-    if processes.count == 1:
-        return operator
-    operator.block_size = min(processes.gather(operator.block_size))
-    return ReducedOperator(operator, processes.sum)
+def hessian_matrix(
+    subject: Subject,
+    part: Part = "total",
+    *,
+    sketch_width: int | None = None,
+    verify: bool = True,
+    seed: int = 0,
+) -> Tensor:
+    """Return the Hessian of the mean loss or a part of it, or a sketch of that.
+
+    Args:
+        subject: the loss.
+        part: which part.
+        sketch_width: number ``k`` of Gaussian probes; ``None``: the dense matrix.
+        verify: first compare a product with finite differences.
+        seed: of the probes and of random directions.
+
+    Returns:
+        A symmetric ``(p, p)`` or ``(k, k)`` tensor.
+
+    Raises:
+        Exception: see :func:`measure`.
+    """
+    with opened(subject, verify=verify, seed=seed) as curvature:
+        operator = curvature.operator(part)
+        if sketch_width is None:
+            matrix = operator.to_dense()
+        else:
+            core = SketchCore(operator, seed, memory_limit(operator.device))
+            core.grow(sketch_width)
+            matrix = core.matrix
+        if not bool(torch.isfinite(matrix).all()):
+            raise NonFiniteError(f"the {part} Hessian is not finite at a finite loss")
+        return matrix
 
 
-def _limits(bound: RankBound | None) -> dict[Part, int | None]:
-    """Ranks that the parts cannot exceed, where a theorem says so."""
+def _limits(bound: RankBound | None, max_rank: int | None) -> dict[Part, int | None]:
+    """Ranks that the parts cannot exceed, where a theorem or the caller says so."""
     if bound is None or not bound.is_theorem:
-        return dict.fromkeys(PARTS)
+        return dict.fromkeys(PARTS, max_rank)
     return {"total": bound.total, "outer": bound.outer, "functional": bound.functional}
-
-
-def _finite_curvature(
-    subject: Subject, processes: Processes, *, verify: bool, seed: int
-) -> LossCurvature:
-    """Evaluate the loss; where it is not finite on one process, it is not on any."""
-    trouble, curvature = None, None
-    try:
-        if verify:  # first, so that its graph is gone before the one that is kept
-            check_product(subject.loss_function(), seed=seed)
-        curvature = LossCurvature(subject.loss_function())
-    except NonFiniteError as error:
-        trouble = str(error)
-    troubles = [text for text in processes.gather(trouble) if text is not None]
-    if troubles or curvature is None:
-        raise NonFiniteError(troubles[0])
-    return curvature

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from lightning_hessrank.api import check_part
+from lightning_hessrank.api import check_choice, check_model
 from lightning_hessrank.estimators.sketch import OVERSAMPLING
-from lightning_hessrank.matrices import hessian_sum, rank_of_sum
-from lightning_hessrank.monitor.reference import fingerprint
-from lightning_hessrank.results import Part, RankEstimate
+from lightning_hessrank.network.batches import fingerprint
+from lightning_hessrank.network.losses import LossCallable, loss_function
+from lightning_hessrank.results import PARTS, Part, RankEstimate
+from lightning_hessrank.sums import hessian_sum, rank_of_sum
 from lightning_hessrank.tolerance import check_rtol
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ class HessianRank(Metric):
 
     Args:
         model: ``model(inputs) -> outputs``.
-        loss_fn: ``loss_fn(outputs, targets) -> scalar``, a mean over samples.
+        loss_fn: ``loss_fn(outputs, targets) -> scalar``, a mean over samples, or a loss of
+            ``torch.nn``; see :func:`lightning_hessrank.hessian_rank`.
         part: ``"total"``, ``"outer"`` (outer-product Hessian = generalised Gauss–Newton) or
             ``"functional"`` (their difference).
         rtol: relative tolerance of the count, in [0, 1); ``None``: machine precision ``p * eps``.
@@ -87,7 +89,7 @@ class HessianRank(Metric):
     def __init__(
         self,
         model: nn.Module,
-        loss_fn: Callable[[Any, Any], Tensor],
+        loss_fn: LossCallable | str,
         *,
         part: Part = "total",
         rtol: float | None = None,
@@ -97,20 +99,15 @@ class HessianRank(Metric):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-        if not callable(loss_fn):
-            raise TypeError(
-                f"loss_fn must be a function loss_fn(outputs, targets) -> scalar, got {loss_fn!r}"
-            )
-        check_part(part)
+        check_model(model)
+        check_choice("part", part, PARTS)
         self.num_parameters = sum(x.numel() for x in model.parameters() if x.requires_grad)
         if self.num_parameters == 0:
             raise ValueError(
                 f"{type(model).__name__} has no parameters that require gradients, so there is no "
                 "Hessian to measure; unfreeze some"
             )
-        self.loss_fn = loss_fn
+        self.loss_fn = loss_function(loss_fn)
         self.part: Part = part
         self.rtol = None if rtol is None else check_rtol(rtol)
         self.max_rank = _check_max_rank(max_rank, rtol)
@@ -145,10 +142,17 @@ class HessianRank(Metric):
     def update(self, inputs: Any, targets: Any) -> None:
         """Add the Hessian of one batch at the model's present weights.
 
+        With the first batch, a product is compared with finite differences of gradients.
+
         Args:
             inputs: what the model takes, samples in the first dimension.
             targets: what ``loss_fn`` takes beside the outputs.
+
+        Raises:
+            WrongProductError: Hessian-vector products are not the derivative of the gradient.
+            NoSecondDerivativeError: an operation has none.
         """
+        first = self._weights is None
         self._watch_weights(self._weights)
         curvature, size = hessian_sum(
             self.model,
@@ -157,6 +161,7 @@ class HessianRank(Metric):
             targets,
             part=self.part,
             sketch_width=self.sketch_width,
+            verify=first,
             seed=self.seed,
             dtype=self._measured_dtype,
         )

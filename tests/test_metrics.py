@@ -334,6 +334,7 @@ def test_logged_as_an_object_by_a_trainer(tmp_path: Any) -> None:
 # -- several processes -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_processes_add_up(tmp_path: Any) -> None:
     mp.spawn(accumulate, (str(tmp_path),), nprocs=2)
     outcome = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
@@ -394,9 +395,10 @@ def test_non_finite_loss_is_nan_and_said() -> None:
             "rank at machine precision; leave out one of the two",
         ),
         (
-            {"loss_fn": "mse"},
+            {"loss_fn": 3},
             TypeError,
-            "loss_fn must be a function loss_fn(outputs, targets) -> scalar, got 'mse'",
+            "loss_fn must be a function loss_fn(outputs, targets) -> scalar, or the name of a loss "
+            "such as 'mse', got 3",
         ),
         ({"model": 3}, TypeError, "model must be a torch.nn.Module, got int"),
         (

@@ -9,7 +9,7 @@ from typing import Annotated
 import torch
 import typer
 
-from lightning_hessrank.bounds import rank_bound
+from lightning_hessrank.api import rank_bound
 from lightning_hessrank.cli.parameters import (
     Format,
     Model,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
+
+from lightning_hessrank.dashboard.images import method_of
 
 #: ``(tag, html)`` -> kept.
 PageSink = Callable[[str, str], Any]
@@ -13,12 +14,11 @@ PageSink = Callable[[str, str], Any]
 def page_sink(logger: Any) -> PageSink | None:
     """Return how to hand a page to this logger, or ``None`` where it has no way that is known.
 
-    Known are MLflow's ``log_text``, told by its signature (the stand-in logger of ``fast_dev_run``
-    has a method of every name), and Weights & Biases, whose pages are media of its own.
+    Known are MLflow's ``log_text``, and Weights & Biases, whose pages are media of its own.
     """
     experiment: Any = getattr(logger, "experiment", None)
-    method = getattr(experiment, "log_text", None)
-    if callable(method) and {"run_id", "text", "artifact_file"} <= _parameters(method):
+    method = method_of(logger, "log_text", {"run_id", "text", "artifact_file"})
+    if method is not None:
         return lambda tag, html: method(
             run_id=logger.run_id, text=html, artifact_file=f"{tag}.html"
         )
@@ -27,10 +27,3 @@ def page_sink(logger: Any) -> PageSink | None:
 
         return lambda tag, html: experiment.log({tag: wandb.Html(html, inject=False)})
     return None
-
-
-def _parameters(method: Callable[..., Any]) -> set[str]:
-    try:
-        return set(inspect.signature(method).parameters)
-    except (TypeError, ValueError):  # of some builtins
-        return set()

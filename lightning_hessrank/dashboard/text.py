@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from lightning_hessrank.results import LayerRank, RankBound, validity
+from lightning_hessrank.results import LayerRank, RankBound, holds_for, validity
+from lightning_hessrank.text import Table
 
 _GUIDE = """\
 ### How to read the rank of the loss Hessian
@@ -49,17 +50,17 @@ def guide(name: str) -> str:
 
 def layers_table(layers: Mapping[str, LayerRank]) -> str:
     """Markdown table of the rank of each layer's own block."""
-    lines = [
-        "### Rank of each layer's own block",
-        "",
-        "| layer | rank | bound | parameters |",
-        "|---|---:|---:|---:|",
+    rows = [
+        (
+            f"`{name}`",
+            "nan" if math.isnan(x.rank) else f"{x.rank:,.0f}",
+            "" if x.bound is None else f"{x.bound:,}",
+            f"{x.num_parameters:,}",
+        )
+        for name, x in layers.items()
     ]
-    for name, x in layers.items():
-        rank = "nan" if math.isnan(x.rank) else f"{x.rank:,.0f}"
-        bound = "" if x.bound is None else f"{x.bound:,}"
-        lines.append(f"| `{name}` | {rank} | {bound} | {x.num_parameters:,} |")
-    return "\n".join(lines)
+    table = Table(("layer", "rank", "bound", "parameters"), rows).markdown()
+    return f"### Rank of each layer's own block\n\n{table}"
 
 
 def bound_table(bound: RankBound) -> str:
@@ -67,18 +68,14 @@ def bound_table(bound: RankBound) -> str:
     title = "Batch bound" if bound.kind == "batch" else "Linear bound"
     sums = [("**total**", bound.total), ("outer-product", bound.outer)]
     sums += [("functional", bound.functional), ("parameters", bound.num_parameters)]
+    totals = [(name, f"{value:,}") for name, value in sums if value is not None]
     block = "Hessian" if bound.functional is None else "functional Hessian"
-    lines = [
-        f"### {title}: {bound.total:,} ({validity(bound.is_theorem)})",
-        "",
-        f"{bound.kind}: {bound.reason}",
-        "",
-        "| | rank at most |",
-        "|---|---:|",
-        *(f"| {name} | {value:,} |" for name, value in sums if value is not None),
-        "",
-        f"| layer | parameters | its columns of the {block} |",
-        "|---|---:|---:|",
-        *(f"| `{x.name}` | {x.num_parameters:,} | {x.functional:,} |" for x in bound.layers),
-    ]
-    return "\n".join(lines)
+    layers = [(f"`{x.name}`", f"{x.num_parameters:,}", f"{x.functional:,}") for x in bound.layers]
+    return "\n\n".join(
+        [
+            f"### {title}: {bound.total:,} ({validity(bound.is_theorem)})",
+            f"{bound.kind}, {holds_for(bound)}: {bound.reason}",
+            Table(("", "rank at most"), totals).markdown(),
+            Table(("layer", "parameters", f"its columns of the {block}"), layers).markdown(),
+        ]
+    )

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
-from lightning_hessrank.hessian import LossCurvature, LossFunction, NonFiniteError
+from lightning_hessrank.hessian.function import LossFunction
+from lightning_hessrank.hessian.operator import multiply_in_blocks
+from lightning_hessrank.hessian.parts import LossCurvature
+from lightning_hessrank.network.autograd import graph_nodes
+from lightning_hessrank.results import NonFiniteError
 
 #: Step sizes relative to the size of the parameters, the most promising first. Small ones lose
 #: digits to rounding, large ones cross kinks (ReLU); a correct product agrees at one of them.
-STEPS = (1e-6, 1e-7, 1e-8, 1e-5, 1e-9, 1e-4, 1e-3)
+STEPS = (1e-7, 1e-6, 1e-8, 1e-5, 1e-9, 1e-4, 1e-3)
 #: Relative disagreement up to which a finite difference confirms a product.
 AGREEMENT = 1e-4
+#: Disagreement of ``vᵀHw`` and ``wᵀHv`` that rounding does not explain, in eps of ``‖Hv‖‖w‖``.
+#: Rounding leaves some 1 to 100; rows that are wrong by a factor leave ``1 / (eps √p)``, about.
+ASYMMETRY = 1e5
 #: Share of a product beyond which the parts do not add up to the whole. Rounding leaves some 1e-14.
 SPLIT_TOLERANCE = 1e-9
 
@@ -27,7 +33,7 @@ _MISSING = re.compile(r"derivative for '?(?:aten::)?(?P<name>\w+)'? is not imple
 
 
 class WrongProductError(ArithmeticError):
-    """Hessian-vector products of this loss are not the derivative of its gradient."""
+    """Hessian-vector products of this loss are not those of a Hessian."""
 
 
 class NoSecondDerivativeError(NotImplementedError):
@@ -54,19 +60,26 @@ def missing_derivatives_named() -> Iterator[None]:
         ) from error
 
 
-def check_product(function: LossFunction, *, seed: int = 0) -> None:
-    """Compare one Hessian-vector product with central differences of the gradient.
+def check_product(function: LossFunction, *, max_bytes: int | None = None, seed: int = 0) -> None:
+    """Check that products are symmetric, and the derivative of the gradient.
+
+    ``vᵀHw = wᵀHv`` tells a gradient that is the derivative of something from one that is not: an
+    embedding that scales it by the frequency of a word, a logarithm clamped in one direction only.
+    Differences of the gradient tell a wrong second derivative from a right one.
 
     The comparison happens next to the live weights, at a random point some 1e-3 away: exactly at
     them a ReLU may sit on its kink (zero inputs and a bias initialised to zero), where no step size
-    agrees although nothing is wrong.
+    agrees although nothing is wrong, and a layer initialised to zero hides what is wrong behind it.
+    Costs two products and one gradient, if that confirms them at the first step size, and holds the
+    graph of one term at a time.
 
     Args:
         function: the loss; its parameters are moved, and put back.
-        seed: of the point and the direction.
+        max_bytes: what graphs may hold in memory; ``None``: half of what is free.
+        seed: of the point and the directions.
 
     Raises:
-        WrongProductError: they disagree at every step size; names the suspects.
+        WrongProductError: not symmetric, or no step size agrees; names the suspects.
         NonFiniteError: the loss is not finite there.
     """
     parameters = list(function.parameters.values())
@@ -74,26 +87,63 @@ def check_product(function: LossFunction, *, seed: int = 0) -> None:
     generator = torch.Generator().manual_seed(seed)
     size = max(float(here.norm()), 1e-3 * math.sqrt(len(here)))
     there = here + 1e-3 * size * _random_unit(here, generator)
-    direction = size * _random_unit(here, generator)
+    vectors = [size * _random_unit(here, generator) for _ in range(2)]
     with _moved(parameters, there):
-        curvature = LossCurvature(function)
-        product = curvature.operator("total").matmat(direction.unsqueeze(1)).squeeze(1)
-        scale_of_gradient = float(curvature.gradient().norm())
-    if not bool(torch.isfinite(product).all()):
+        products, gradient = _products(function, torch.stack(vectors, dim=1), max_bytes)
+    if not bool(torch.isfinite(products).all()):
         raise NonFiniteError("a Hessian-vector product is not finite at a finite loss")
-    errors = {}
+    eps, steepness = torch.finfo(here.dtype).eps, float(gradient.norm())
+    first, second = products.T
+    difference = abs(float(vectors[1] @ first - vectors[0] @ second))
+    scale = size * max(float(first.norm()), float(second.norm()))
+    if difference > ASYMMETRY * eps * (scale + size * steepness):
+        raise WrongProductError(_asymmetry(function, difference / scale))
+    error = _disagreement_at_best(
+        lambda steps: _gradient(function, parameters, there + steps * vectors[0]),
+        gradient,
+        first,
+        noise=100 * eps * steepness,
+    )
+    if error is not None:
+        raise WrongProductError(_disagreement(function, error))
+
+
+def _disagreement_at_best(
+    gradient_at: Callable[[float], Tensor], gradient: Tensor, product: Tensor, noise: float
+) -> float | None:
+    """Smallest relative error of a product beside differences of gradients; ``None``: confirmed.
+
+    Args:
+        gradient_at: the gradient so many steps along the direction.
+        gradient: without a step.
+        product: with the direction.
+        noise: what rounding leaves of a gradient.
+    """
+    best = math.inf
     for step in STEPS:
-        difference = (
-            _gradient(function, parameters, there + step * direction)
-            - _gradient(function, parameters, there - step * direction)
-        ) / (2 * step)
-        noise = 100 * torch.finfo(here.dtype).eps * scale_of_gradient / step
-        scale = max(float(product.norm()), float(difference.norm()))
-        error = float((product - difference).norm())
-        if error <= AGREEMENT * scale + noise:
-            return
-        errors[step] = error / scale
-    raise WrongProductError(_disagreement(function, min(errors.values())))
+        ahead, behind, width = gradient_at(step), gradient, step
+        for sides in (1, 2):
+            if sides == 2:
+                behind, width = gradient_at(-step), 2 * step
+            difference = (ahead - behind) / width
+            scale = max(float(product.norm()), float(difference.norm()))
+            error = float((product - difference).norm())
+            if error <= AGREEMENT * scale + noise / step:
+                return None
+            best = min(best, error / scale)
+    return best
+
+
+def _products(
+    function: LossFunction, vectors: Tensor, max_bytes: int | None
+) -> tuple[Tensor, Tensor]:
+    """Products with the Hessian, and the gradient; the graph of one term is held at a time."""
+    products, gradient = torch.zeros_like(vectors), torch.zeros_like(vectors[:, 0])
+    for term in function.terms:
+        curvature = LossCurvature(LossFunction(function.parameters, [term]), max_bytes=max_bytes)
+        products += multiply_in_blocks(curvature.operator(), vectors)
+        gradient += curvature.gradient()
+    return products, gradient
 
 
 def unexplained_share(curvature: LossCurvature, *, seed: int = 0) -> float:
@@ -142,33 +192,36 @@ def _moved(parameters: list[Tensor], where: Tensor) -> Iterator[None]:
 
 
 def _disagreement(function: LossFunction, error: float) -> str:
-    suspects = sorted(_custom_functions(function))
-    if suspects:
-        blame = f"the suspects are the custom autograd functions {', '.join(suspects)}"
-    else:
-        blame = (
-            "no custom autograd function was seen; look for operations that replace a gradient "
-            "(straight-through estimators, hooks on tensors) and for state that the step computes "
-            "from the weights without gradients (spectral norm in training mode)"
-        )
     return (
         "a Hessian-vector product disagrees with finite differences of the gradient at every step "
         f"size (relative error {error:.1g} at best), so the second derivatives of this step are "
-        f"wrong and no rank is given; {blame}. Pass loss_fn=... that avoids them"
+        f"wrong and no rank is given; {_blame(function)}. Pass loss_fn=... that avoids them"
     )
 
 
-def _custom_functions(function: LossFunction) -> set[str]:
-    found: set[str] = set()
+def _asymmetry(function: LossFunction, error: float) -> str:
+    return (
+        f"Hessian-vector products are not symmetric (vᵀHw and wᵀHv differ by {error:.1g} of "
+        "‖Hv‖‖w‖), so what this step calls its gradient is not the derivative of its loss and no "
+        f"rank is given; {_blame(function)}. Pass loss_fn=... that avoids them"
+    )
+
+
+def _blame(function: LossFunction) -> str:
+    """Say which operations of the step are the suspects."""
     with torch.enable_grad():
-        nodes: list[Any] = [term.evaluate().loss.grad_fn for term in function.terms]
-    visited = set(nodes)
-    while nodes:
-        node = nodes.pop()
-        if isinstance(node, BackwardCFunction):
-            found.add(type(node).__name__.removesuffix("Backward"))
-        for following, _ in node.next_functions:
-            if following is not None and following not in visited:
-                visited.add(following)
-                nodes.append(following)
-    return found
+        nodes = list(graph_nodes([term.evaluate().loss for term in function.terms]))
+    custom = {type(n).__name__ for n in nodes if isinstance(n, BackwardCFunction)}
+    suspects = []
+    if custom:
+        names = sorted(name.removesuffix("Backward") for name in custom)
+        suspects.append(f"the custom autograd functions {', '.join(names)}")
+    if any(getattr(node, "_saved_scale_grad_by_freq", False) for node in nodes):
+        suspects.append("embeddings with scale_grad_by_freq=True")
+    if suspects:
+        return f"the suspects are {' and '.join(suspects)}"
+    return (
+        "no custom autograd function was seen; look for operations that replace a gradient "
+        "(straight-through estimators, hooks on tensors) and for state that the step computes "
+        "from the weights without gradients (spectral norm in training mode)"
+    )

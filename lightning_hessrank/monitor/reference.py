@@ -15,8 +15,9 @@ from lightning_hessrank.network.batches import (
     batch_size,
     clone_batch,
     cut_batch,
-    list_tensors,
+    fingerprint,
     map_tensors,
+    num_bytes,
 )
 from lightning_hessrank.processes import Processes
 from lightning_hessrank.subject.isolation import frozen_rng
@@ -48,6 +49,8 @@ class ReferenceData:
         self.batches = shares[processes.rank]
         self.num_samples = num_samples
         self.fingerprint = fingerprint
+        self.is_cut = False
+        """Whether samples of a batch were left out."""
 
     @property
     def everyone(self) -> list[Any] | None:
@@ -170,22 +173,6 @@ def share(max_samples: int | None, processes: Processes) -> int | None:
         return None
     extra = int(processes.rank < max_samples % processes.count)
     return max(1, max_samples // processes.count + extra)
-
-
-def num_bytes(batches: Any) -> int:
-    """Bytes of all tensors."""
-    return sum(x.numel() * x.element_size() for x in list_tensors(batches))
-
-
-def fingerprint(batches: Any) -> str:
-    """SHA-256 over shape, type and content of every tensor, in order."""
-    digest = hashlib.sha256()
-    for tensor in list_tensors(batches):
-        digest.update(f"{tuple(tensor.shape)} {tensor.dtype};".encode())
-        dense = tensor.detach().to_dense() if tensor.layout is not torch.strided else tensor
-        content = dense.detach().cpu().contiguous().flatten().view(torch.uint8)
-        digest.update(content.numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _combined(fingerprints: list[str]) -> str:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeGuard
 
-import torch
 from torch import Tensor, nn
 
-from lightning_hessrank.network.batches import list_tensors, map_tensors
-from lightning_hessrank.subject.output import OutputRecorder, RecognisedOutput
+from lightning_hessrank.network.batches import list_tensors
+from lightning_hessrank.network.pairs import call
+from lightning_hessrank.subject.output import (
+    OutputRecorder,
+    Place,
+    RecognisedOutput,
+    choose_outputs,
+    reaches,
+)
 from lightning_hessrank.subject.trainer_view import ManualOptimizationError
 
 LossFn = Callable[..., Any]
@@ -26,7 +32,9 @@ class StepResult(NamedTuple):
     loss: Tensor
     """Scalar, with its graph."""
     outputs: tuple[RecognisedOutput, ...]
-    """Empty where no known loss function was seen."""
+    """Through which it depends on the parameters; empty where they are unknown."""
+    at: Callable[[Place], Tensor] | None = None
+    """Tensor that was seen at a place of this run."""
 
 
 Step = Callable[[nn.Module, Any], StepResult]
@@ -62,38 +70,46 @@ def module_step(module: nn.Module, loss_fn: LossFn | None = None) -> Step:
     return step
 
 
-def model_step(loss_fn: Callable[[Any, Any], Tensor]) -> Step:
+def model_step(loss_fn: Callable[[Any, Any], Any]) -> Step:
     """Return the step ``loss_fn(model(inputs), targets)`` on batches ``(inputs, targets)``.
 
-    The outputs are what the model returns, whatever the loss makes of it.
+    Where the loss itself does not say what its output is, that is what the model returns.
     """
 
     def step(model: nn.Module, batch: Any) -> StepResult:
         inputs, targets = batch
-        outputs = map_tensors(model(inputs), lambda x: x.view_as(x))  # see OutputRecorder
-        loss, _ = _record("loss_fn", lambda: loss_fn(outputs, targets))
-        tensors = [x for x in list_tensors(outputs) if x.requires_grad]
-        return StepResult(loss, tuple(RecognisedOutput(x, "custom", None) for x in tensors))
+        with OutputRecorder() as recorder:
+            outputs = recorder.returned(call(model, inputs))
+            result = loss_fn(outputs, targets)
+        return _result("loss_fn", result, recorder, list_tensors(outputs))
 
     return step
 
 
-def _record(name: str, call: Callable[[], Any]) -> StepResult:
+def _record(name: str, run: Callable[[], Any]) -> StepResult:
     with OutputRecorder() as recorder:
-        result = call()
+        result = run()
+    return _result(name, result, recorder)
+
+
+def _result(
+    name: str, result: Any, recorder: OutputRecorder, returned: Sequence[Tensor] = ()
+) -> StepResult:
+    """Find the outputs: named by the user, seen in a known loss, or returned by the model."""
     loss, named = _loss_of(name, result)
-    outputs = tuple(recorder.outputs)
-    if not outputs and _is_output(named, loss):
-        outputs = (RecognisedOutput(named, "named", None),)
-    return StepResult(loss, outputs)
+    candidates = (
+        recorder.outputs_of("named", [named]) if _is_output(named, loss) else (),
+        tuple(x for x in recorder.recognised if _is_output(x.tensor, loss)),
+        recorder.outputs_of("returned", [x for x in returned if _is_output(x, loss)]),
+    )
+    return StepResult(loss, choose_outputs(loss, candidates), recorder.at)
 
 
 def _is_output(named: Any, loss: Tensor) -> TypeGuard[Tensor]:
-    """Whether what the user returned as ``"output"`` (for logging, maybe) is what the loss sees."""
+    """Whether a tensor (returned as ``"output"`` for logging, maybe) is one that the loss sees."""
     if not (isinstance(named, Tensor) and named.is_floating_point() and named.requires_grad):
         return False
-    (gradient,) = torch.autograd.grad(loss, named, allow_unused=True, retain_graph=True)
-    return gradient is not None
+    return reaches(loss, named)
 
 
 def _loss_of(name: str, result: Any) -> tuple[Tensor, Any]:

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+
+from lightning_hessrank.network.modes import OrderedMode, Place
 
 
-class TwiceDifferentiable(TorchFunctionMode):
+class TwiceDifferentiable(OrderedMode):
     """While active, computes the same values on ways that can be differentiated twice."""
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    place: ClassVar[Place] = Place.EXCHANGE
+
+    def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run ``func``, or what stands for it."""
         substitute = _SUBSTITUTES.get(func, func)
-        return substitute(*args, **(kwargs or {}))
+        return substitute(*args, **kwargs)
 
 
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
@@ -31,11 +28,20 @@ def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     return v * (g / torch.norm_except_dim(v, 2, dim))
 
 
-def _embedding(*args: Any, **kwargs: Any) -> Tensor:
-    """Same lookup, with a dense gradient: sparse ones cannot be differentiated again."""
-    if "sparse" in kwargs:
-        return F.embedding(*args, **{**kwargs, "sparse": False})
-    return F.embedding(*args[:6], **kwargs)  # the seventh is `sparse`
+def _embedding(  # noqa: PLR0917 - the signature of F.embedding
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Tensor:
+    """Same lookup, with the gradient of the lookup: dense, and not scaled by frequencies.
+
+    Sparse gradients cannot be differentiated again; scaled ones are the gradient of no function.
+    """
+    return F.embedding(input, weight, padding_idx, max_norm, norm_type)
 
 
 _SUBSTITUTES: dict[Callable[..., Any], Callable[..., Any]] = {

@@ -15,9 +15,9 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from tests.bounds.architectures import random_case
-from tests.bounds.helpers import exact_ranks
-from tests.bounds.test_sweep import bounds_of
+from tests.architectures import random_case
+from tests.oracles import exact_ranks
+from tests.system.test_sweep import bounds_of
 
 PARTS = ("functional", "outer", "total")
 LOOSE = {"bottleneck", "pointwise", "pooled"}

@@ -6,15 +6,15 @@ import math
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from lightning_hessrank.dashboard.figures import style
+from lightning_hessrank.dashboard.tab.records import curve_points
 from lightning_hessrank.results import RankBound, RankEstimate, validity
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from torch import Tensor
 
 #: More points than pixels show nothing.
 _MAX_POINTS = 1500
@@ -176,14 +176,10 @@ def _draw_curve(axes: Axes, values: Tensor, rtol: float, limit: float) -> float:
     size = size[: math.ceil(limit)] / size[0]
     rank = int((size > rtol).sum())
     bottom = max(min(float(size[size > 0].min()), rtol or 1.0), _FLOOR) / 10
-    points = torch.arange(len(size))
+    points = np.arange(len(size))
     if len(size) > _MAX_POINTS:
-        # Where it begins and where it is cut people look closely.
-        even = torch.linspace(0, len(size) - 1, _MAX_POINTS, dtype=torch.float64)
-        first = torch.logspace(0, math.log10(len(size)), _MAX_POINTS // 5, dtype=torch.float64) - 1
-        cut = torch.tensor([rank - 1, rank], dtype=torch.float64)
-        points = torch.cat([even, first, cut]).round().long().clamp(0, len(size) - 1).unique()
-    count, sizes = (points + 1).numpy(), size[points].clamp_min(bottom).numpy()
+        points = curve_points(len(size), rank, even=_MAX_POINTS, first=_MAX_POINTS // 5)
+    count, sizes = points + 1, size.clamp_min(bottom).numpy()[points]
     looks = {"marker": "o", "ms": 4, "lw": 1} if len(count) <= 40 else {"lw": 2.2}
     axes.plot(count, sizes, color=style.TOLERANCE, **looks)
     above = count <= rank

@@ -8,10 +8,9 @@ import html
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lightning_hessrank import __version__
 from lightning_hessrank.dashboard.tab.assets import SCRIPTS, STYLE, plotly_script, static
 from lightning_hessrank.dashboard.tab.provider import Reader
-from lightning_hessrank.dashboard.tab.records import Json, dumps
+from lightning_hessrank.dashboard.tab.records import Json, dumps, versions
 
 #: Spectra and layers of so many measurements are kept in one page, shared among its runs.
 _DETAILS = 240
@@ -65,7 +64,7 @@ def report(
     data = {"runs": [_thinned(run, max(2, kept)) for run in runs], "others": [], "broken": []}
     packed = gzip.compress(dumps(data).encode(), mtime=0)
     return _PAGE.format(
-        version=__version__,
+        version=versions().get("lightning-hessrank", ""),
         title=html.escape(title),
         style=static(STYLE),
         data=base64.b64encode(packed).decode(),

@@ -19,8 +19,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from lightning_hessrank import __version__
-
 if TYPE_CHECKING:
     from lightning_hessrank.results import Measurement
 
@@ -135,8 +133,8 @@ def texts_of(
 
 def versions() -> dict[str, str]:
     """Versions of the packages behind the numbers."""
-    found = {"lightning-hessrank": __version__}
-    for package in ("torch", "pytorch-lightning", "lightning", "numpy"):
+    found = {}
+    for package in ("lightning-hessrank", "torch", "pytorch-lightning", "lightning", "numpy"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
@@ -160,7 +158,7 @@ def sketch(eigenvalues: npt.NDArray[np.float64], tolerance: float) -> Json:
     size = np.abs(eigenvalues)
     order = np.argsort(-size, kind="stable")
     ordered = eigenvalues[order]
-    points = _points(len(ordered), int((size > tolerance).sum()))
+    points = curve_points(len(ordered), int((size > tolerance).sum()))
     found: Json = {
         "at": (points + 1).tolist(),
         "values": [_rounded(float(x), _DRAWN_DIGITS) for x in ordered[points]],
@@ -179,11 +177,19 @@ def sketch(eigenvalues: npt.NDArray[np.float64], tolerance: float) -> Json:
     return {**found, "bins": first, "below": int((~counted).sum())}
 
 
-def _points(count: int, rank: int) -> npt.NDArray[np.int64]:
-    """Positions to keep: evenly spread, the first ones, and both sides of the cut."""
-    even = np.linspace(0, count - 1, _EVEN)
-    first = np.geomspace(1, count, _FIRST) - 1
-    kept = np.concatenate([even, first, [rank - 1, rank]]).round().astype(np.int64)
+def curve_points(
+    count: int, rank: int, *, even: int = _EVEN, first: int = _FIRST
+) -> npt.NDArray[np.int64]:
+    """Positions of a falling curve to keep, where it begins and is cut more closely.
+
+    Args:
+        count: length of the curve.
+        rank: where it is cut; both sides are kept.
+        even: so many are evenly spread.
+        first: so many are spread by ratio.
+    """
+    spread = [np.linspace(0, count - 1, even), np.geomspace(1, count, first) - 1]
+    kept = np.concatenate([*spread, [rank - 1, rank]]).round().astype(np.int64)
     return np.unique(kept.clip(0, count - 1))
 
 

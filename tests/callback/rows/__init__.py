@@ -1,6 +1,0 @@
-"""Kinds of modules, batches and steps that people train, each with what the monitor makes of it."""
-
-from tests.callback.rows import batches, derivatives, layers, running, steps
-from tests.callback.rows.base import CASES, REFUSED, Case
-
-__all__ = ["CASES", "REFUSED", "Case", "batches", "derivatives", "layers", "running", "steps"]
