@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,13 @@ def test_the_report_is_what_the_tab_shows(tmp_path: Path) -> None:
         assert {k: v for k, v in mine.items() if k != "reference"} == written
     assert read["records"][0]["num_samples"] == 6
     assert read["records"][0]["module_mode"] == "eval"
+
+
+def test_the_monitor_that_was_copied_reports_what_the_copy_measured() -> None:
+    monitor = HessianRankMonitor()
+    fit(False, copied := copy.deepcopy(monitor))
+    assert len(report_runs(monitor._report("p.js"))[0]["details"]) == len(copied.history)
+    assert monitor._report("p.js") == copied._report("p.js")
 
 
 def test_a_resumed_monitor_reports_the_whole_run() -> None:
