@@ -90,7 +90,7 @@ class HessianRankMonitor(Callback):
             is switched off.
         prog_bar: also show the rank in the Trainer's progress bar, like ``log(prog_bar=True)``.
         dashboard: what is written besides the scalars, e.g. ``Dashboard(figures=False)`` of
-            ``lightning_hessrank.dashboard``; ``None``: everything but the HParams page.
+            ``lightning_hessrank.dashboard``; ``None``: everything.
         name: first part of every logged name, and of the key in checkpoints, so that several
             monitors can run side by side; without ``/``.
         seed: of every random probe, and of randomness inside the step.
