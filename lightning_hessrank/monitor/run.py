@@ -156,6 +156,9 @@ class Run:
             seconds=time.perf_counter() - began,
             overhead=series.clock.overhead(),
             skipped=series.skipped,
+            num_samples=None if series.reference is None else series.reference.num_samples,
+            module_mode=series.meaning["module_mode"],
+            warnings=self.failures.report(),
         )
 
     def _left(self) -> float | None:
