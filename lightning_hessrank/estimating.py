@@ -37,6 +37,8 @@ class Ranks:
     """Of each layer's diagonal block, where they were asked for."""
     loss: float = math.nan
     """Mean loss on the reference data."""
+    num_samples: int | None = None
+    """Samples behind them, of all processes."""
     unexplained: float = 0.0
     """Share of the Hessian that does not pass through the network's output."""
     plan: Plan | None = None
@@ -149,7 +151,7 @@ def estimates(
     total = ordered.get("total")
     if plan.headline is None and total is not None and not math.isnan(total.rank):
         plan = replace(plan, headline=total.rtol)
-    return Ranks(ordered, {}, loss, unexplained, plan, tuple(notes))
+    return Ranks(ordered, {}, loss, subject.total_samples, unexplained, plan, tuple(notes))
 
 
 def _first(subject: Subject, samples: int, processes: Processes) -> Subject:

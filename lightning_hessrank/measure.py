@@ -138,7 +138,7 @@ def measure(
             for name, parameters in (layers or {}).items()
         }
         loss = sum(processes.gather(curvature.loss))
-        return Ranks(found, blocks, loss, unexplained, plan)
+        return Ranks(found, blocks, loss, subject.total_samples, unexplained, plan)
 
 
 def hessian_matrix(

@@ -156,7 +156,7 @@ class Run:
             seconds=time.perf_counter() - began,
             overhead=series.clock.overhead(),
             skipped=series.skipped,
-            num_samples=None if series.reference is None else series.reference.num_samples,
+            num_samples=ranks.num_samples,
             module_mode=series.meaning["module_mode"],
             warnings=self.failures.report(),
         )
@@ -194,7 +194,8 @@ class Run:
             self.failures.warn_once(
                 f"the rank is nan, first at step {place.step}: {error}", about=str(error)
             )
-            return Ranks({"total": nan_estimate(subject.num_parameters, method=method, rtol=rtol)})
+            nan = nan_estimate(subject.num_parameters, method=method, rtol=rtol)
+            return Ranks({"total": nan}, num_samples=subject.total_samples)
         self._say_what_is_missing(ranks)
         if not series.verified and subject.has_initial_statistics():
             logger.info(
