@@ -86,7 +86,7 @@ def measure(
         counts: also at larger tolerances where that takes more time (sketch).
         seed: of random directions.
         progress: called between blocks of products.
-        announce: told which method was chosen and why, before it starts.
+        announce: told what is held fixed, and which method was chosen and why, before it starts.
 
     Raises:
         NonFiniteError: the loss or a Hessian is not finite, on any process.
@@ -97,7 +97,7 @@ def measure(
         ProcessFailedError: another process failed; call this within its ``together()``.
     """
     processes = processes or Processes()
-    with opened(subject, processes, verify=verify, seed=seed) as curvature:
+    with opened(subject, processes, verify=verify, seed=seed, announce=announce) as curvature:
         known = all(processes.gather(curvature.outputs_known))
         unexplained = unexplained_share(curvature, seed=seed) if known and parts is None else 0.0
         unexplained = max(processes.gather(unexplained))
@@ -177,7 +177,12 @@ def hessian_matrix(
 
 @contextmanager
 def opened(
-    subject: Subject, processes: Processes | None = None, *, verify: bool = True, seed: int = 0
+    subject: Subject,
+    processes: Processes | None = None,
+    *,
+    verify: bool = True,
+    seed: int = 0,
+    announce: Callable[[str], None] | None = None,
 ) -> Iterator[LossCurvature]:
     """Evaluate the loss, check its products, and leave the process undisturbed.
 
@@ -189,7 +194,12 @@ def opened(
         NoSecondDerivativeError: there are none.
     """
     with undisturbed(), missing_derivatives_named():
-        yield _finite_curvature(subject, processes or Processes(), verify=verify, seed=seed)
+        curvature, notes = _finite_curvature(
+            subject, processes or Processes(), verify=verify, seed=seed
+        )
+        for note in notes if announce is not None else ():
+            announce(note)
+        yield curvature
 
 
 def _shared(operator: SymmetricOperator, processes: Processes) -> SymmetricOperator:
@@ -209,16 +219,16 @@ def _limits(bound: RankBound | None, max_rank: int | None) -> dict[Part, int | N
 
 def _finite_curvature(
     subject: Subject, processes: Processes, *, verify: bool, seed: int
-) -> LossCurvature:
+) -> tuple[LossCurvature, tuple[str, ...]]:
     """Evaluate the loss; where it is not finite on one process, it is not on any."""
-    trouble, curvature = None, None
+    trouble, curvature, notes = None, None, ()
     try:
         if verify:  # first, so that its graph is gone before the one that is kept
-            check_product(subject.loss_function(), seed=seed)
+            notes = check_product(subject.loss_function(), seed=seed)
         curvature = LossCurvature(subject.loss_function())
     except NonFiniteError as error:
         trouble = str(error)
     troubles = [text for text in processes.gather(trouble) if text is not None]
     if troubles or curvature is None:
         raise NonFiniteError(troubles[0])
-    return curvature
+    return curvature, notes

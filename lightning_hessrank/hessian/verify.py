@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
 from lightning_hessrank.hessian import LossCurvature, LossFunction, NonFiniteError
+from lightning_hessrank.hessian.moving import Gradients, flat, moved
 
 #: Step sizes relative to the size of the parameters, the most promising first. Small ones lose
 #: digits to rounding, large ones cross kinks (ReLU); a correct product agrees at one of them.
@@ -21,7 +22,15 @@ STEPS = (1e-6, 1e-7, 1e-8, 1e-5, 1e-9, 1e-4, 1e-3)
 AGREEMENT = 1e-4
 #: Share of a product beyond which the parts do not add up to the whole. Rounding leaves some 1e-14.
 SPLIT_TOLERANCE = 1e-9
-
+#: What a check may find to be held fixed.
+DETACHED = (
+    "what the step takes out of the graph (detached targets and weights, no_grad) is held at its "
+    "value, as autograd holds it: the Hessian is that of the loss with these values fixed"
+)
+PADDED = (
+    "entries of parameters that have no gradient although the loss depends on them (padding_idx) "
+    "are held fixed, as autograd holds them"
+)
 
 _MISSING = re.compile(r"derivative for '?(?:aten::)?(?P<name>\w+)'? is not implemented")
 
@@ -54,46 +63,96 @@ def missing_derivatives_named() -> Iterator[None]:
         ) from error
 
 
-def check_product(function: LossFunction, *, seed: int = 0) -> None:
-    """Compare one Hessian-vector product with central differences of the gradient.
+def check_product(function: LossFunction, *, seed: int = 0) -> tuple[str, ...]:
+    """Compare one Hessian-vector product with differences of the gradient.
 
     The comparison happens next to the live weights, at a random point some 1e-3 away: exactly at
     them a ReLU may sit on its kink (zero inputs and a bias initialised to zero), where no step size
     agrees although nothing is wrong.
 
+    What autograd holds fixed by definition is no error. Where the plain comparison fails, it is
+    made again without the entries that have no gradient (the row of ``padding_idx``), with what the
+    step detaches from the graph held at its value, and with both.
+
     Args:
         function: the loss; its parameters are moved, and put back.
         seed: of the point and the direction.
 
+    Returns:
+        What had to be held fixed for the product to be right, in words; empty as a rule.
+
     Raises:
         WrongProductError: they disagree at every step size; names the suspects.
+        WrongProductError: the step gives another gradient at every evaluation.
         NonFiniteError: the loss is not finite there.
     """
     parameters = list(function.parameters.values())
-    here = torch.cat([x.detach().flatten() for x in parameters])
+    here = flat(parameters)
     generator = torch.Generator().manual_seed(seed)
     size = max(float(here.norm()), 1e-3 * math.sqrt(len(here)))
     there = here + 1e-3 * size * _random_unit(here, generator)
     direction = size * _random_unit(here, generator)
-    with _moved(parameters, there):
+    with moved(parameters, there):
         curvature = LossCurvature(function)
-        product = curvature.operator("total").matmat(direction.unsqueeze(1)).squeeze(1)
-        scale_of_gradient = float(curvature.gradient().norm())
+        gradient = curvature.gradient()
+        free = direction * (gradient != 0)  # at a random point only what has none has a zero
+        vectors = torch.stack([direction, free], dim=1)
+        product, product_of_free = curvature.operator("total").matmat(vectors).T
     if not bool(torch.isfinite(product).all()):
         raise NonFiniteError("a Hessian-vector product is not finite at a finite loss")
-    errors = {}
+    noise = 100 * torch.finfo(here.dtype).eps * float(gradient.norm())
+    errors = []
+    for vector, expected, held_at, notes in (
+        (direction, product, None, ()),
+        (free, product_of_free, None, (PADDED,)),
+        (direction, product, there, (DETACHED,)),
+        (free, product_of_free, there, (PADDED, DETACHED)),
+    ):
+        if PADDED in notes and torch.equal(free, direction):
+            continue
+        gradients = Gradients(function, held_at)
+        error = _disagreement(expected, gradients, there, vector, noise)
+        if error is None:
+            return notes
+        errors.append(error)
+    _check_repeats(function, there, gradient, noise)
+    raise WrongProductError(_wrong(function, errors[0]))
+
+
+def _check_repeats(function: LossFunction, there: Tensor, gradient: Tensor, noise: float) -> None:
+    """Raise where the step gives another gradient each time: then differences say nothing."""
+    change = float((Gradients(function)(there) - gradient).norm())
+    if change > noise:
+        raise WrongProductError(
+            "the step gives another gradient every time it is evaluated on the same batch at the "
+            f"same weights (it changed by {change / float(gradient.norm()):.1g} of its size), so "
+            "it has no Hessian: something that it changes is not put back (a counter or an average "
+            "outside of the module, a random generator of its own). Pass loss_fn=... that avoids it"
+        )
+
+
+def _disagreement(
+    product: Tensor, gradients: Gradients, there: Tensor, direction: Tensor, noise: float
+) -> float | None:
+    """Smallest relative error of a product beside differences; ``None``: it is confirmed.
+
+    Args:
+        product: with the direction.
+        gradients: whose differences are taken.
+        there: at which point.
+        direction: along which.
+        noise: what rounding leaves of a gradient.
+    """
+    best = math.inf
     for step in STEPS:
-        difference = (
-            _gradient(function, parameters, there + step * direction)
-            - _gradient(function, parameters, there - step * direction)
-        ) / (2 * step)
-        noise = 100 * torch.finfo(here.dtype).eps * scale_of_gradient / step
+        ahead, behind = gradients(there + step * direction), gradients(there - step * direction)
+        difference = (ahead - behind) / (2 * step)
         scale = max(float(product.norm()), float(difference.norm()))
         error = float((product - difference).norm())
-        if error <= AGREEMENT * scale + noise:
-            return
-        errors[step] = error / scale
-    raise WrongProductError(_disagreement(function, min(errors.values())))
+        if error <= AGREEMENT * scale + noise / step:
+            return None
+        best = min(best, error / scale)
+    return best
 
 
 def unexplained_share(curvature: LossCurvature, *, seed: int = 0) -> float:
@@ -118,30 +177,7 @@ def _random_unit(like: Tensor, generator: torch.Generator) -> Tensor:
     return vector / vector.norm()
 
 
-def _gradient(function: LossFunction, parameters: list[Tensor], where: Tensor) -> Tensor:
-    total = torch.zeros_like(where)
-    with _moved(parameters, where):
-        for term in function.terms:
-            loss = term.evaluate().loss
-            grads = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
-            total += term.weight * torch.cat([g.flatten() for g in grads])
-    return total
-
-
-@contextmanager
-def _moved(parameters: list[Tensor], where: Tensor) -> Iterator[None]:
-    kept = [x.data for x in parameters]
-    pieces = where.split([x.numel() for x in parameters])
-    try:
-        for parameter, piece in zip(parameters, pieces, strict=True):
-            parameter.data = piece.reshape(parameter.shape)
-        yield
-    finally:
-        for parameter, data in zip(parameters, kept, strict=True):
-            parameter.data = data
-
-
-def _disagreement(function: LossFunction, error: float) -> str:
+def _wrong(function: LossFunction, error: float) -> str:
     suspects = sorted(_custom_functions(function))
     if suspects:
         blame = f"the suspects are the custom autograd functions {', '.join(suspects)}"

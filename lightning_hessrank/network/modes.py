@@ -3,8 +3,10 @@
 A function mode sees every function of PyTorch that is called. The one entered last sees a call
 first, and what it makes of it goes on to the one entered before. From the first to the last:
 
-* ``REWRITE``, ``CheaperDerivatives``: last before PyTorch, so that all others see the operations of
-  the network itself, and no matrix products in the place of convolutions.
+* ``HOLD``, ``HeldValues``: last before PyTorch, since it holds the results of what is really
+  computed.
+* ``REWRITE``, ``CheaperDerivatives``: all others see the operations of the network itself, and no
+  matrix products in the place of convolutions.
 * ``READ``, ``LayerRecorder`` or ``SurrogateMode``: they read (the surrogate: exchange) what is
   really computed, when casts and substitutes are done. One at a time, since each hands on another
   tensor than the one that it remembers.
@@ -38,11 +40,12 @@ Mode = TypeVar("Mode", bound="OrderedMode")
 class Place(IntEnum):
     """Places in the stack, in the order of entering: the last one sees a call first."""
 
-    REWRITE = 0
-    READ = 1
-    EXCHANGE = 2
-    PRECISION = 3
-    OUTPUT = 4
+    HOLD = 0
+    REWRITE = 1
+    READ = 2
+    EXCHANGE = 3
+    PRECISION = 4
+    OUTPUT = 5
 
 
 class OrderedMode(TorchFunctionMode):
