@@ -15,6 +15,7 @@ from lightning_hessrank.network.batches import list_tensors, map_tensors
 from lightning_hessrank.network.losses import LossKind, Network, ignores_shifts, known_loss
 from lightning_hessrank.results import BoundNotAvailableError, RankBound
 from lightning_hessrank.subject.isolation import undisturbed
+from lightning_hessrank.subject.output import RecognisedOutput
 from lightning_hessrank.subject.step import StepResult
 from lightning_hessrank.subject.subject import Subject
 
@@ -59,8 +60,9 @@ def bound_inputs(subject: Subject) -> BoundInputs:
     result = subject.evaluate(template)
     if not result.outputs:
         raise BoundNotAvailableError(
-            "no known loss function was seen in the step, so the network's output is unknown; "
-            'return {"loss": loss, "output": output} or use a loss of torch.nn.functional'
+            "no known loss function was seen in the step, nor results of modules through which all "
+            "of the loss depends on the parameters, so the network's output is unknown; return "
+            '{"loss": loss, "output": output} or use a loss of torch.nn.functional'
         )
     columns = [floating(batch) for batch in subject.batches]
     shapes = {tuple(x.shape[1:] for x in column) for column in columns}
@@ -145,13 +147,7 @@ def _substitute(template: Any, size: int, inputs: Sequence[Tensor]) -> Any:
 
 
 def _loss_kind(result: StepResult, parameters: Mapping[str, Tensor]) -> LossKind:
-    dims = {
-        output.class_dim
-        if output.class_dim is not None
-        and ignores_shifts(result.loss, output.tensor, output.class_dim, parameters)
-        else None
-        for output in result.outputs
-    }
+    dims = {_class_dim(result.loss, output, parameters) for output in result.outputs}
     names = {output.loss for output in result.outputs}
     return LossKind(
         "+".join(sorted(names)),
@@ -160,4 +156,18 @@ def _loss_kind(result: StepResult, parameters: Mapping[str, Tensor]) -> LossKind
             output.place.kind == "loss" and known_loss(output.loss).identity_curvature
             for output in result.outputs
         ),
+    )
+
+
+def _class_dim(
+    loss: Tensor, output: RecognisedOutput, parameters: Mapping[str, Tensor]
+) -> int | None:
+    """Dimension along which the whole loss sees only differences of an output, found by trying."""
+    x = output.tensor
+    tried = {output.class_dim}
+    if output.place.kind != "loss" and x.ndim > 1:
+        tried |= {1, x.ndim - 1}
+    return next(
+        (d for d in sorted(tried - {None}) if ignores_shifts(loss, x, d, parameters)),  # type: ignore[type-var]
+        None,
     )

@@ -101,6 +101,8 @@ def measure(
         known = all(processes.gather(curvature.outputs_known))
         unexplained = unexplained_share(curvature, seed=seed) if known and parts is None else 0.0
         unexplained = max(processes.gather(unexplained))
+        if parts is None and subject.outputs_guessed and unexplained > SPLIT_TOLERANCE:
+            known, unexplained = False, 0.0  # a wrong guess says nothing of the loss
         wanted = tuple(parts or (PARTS if known else PARTS[:1]))
         operators = {part: curvature.operator(part) for part in wanted}
         limits = _limits(bound if unexplained <= SPLIT_TOLERANCE else None, max_rank)

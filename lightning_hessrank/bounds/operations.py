@@ -40,7 +40,7 @@ BATCH_NORM_ARGUMENTS = (
 #: Casts: the surrogate stays in its own precision.
 CASTS = _names("float double half bfloat16 type_as")
 #: Rearrangements that leave every sample's features in their order.
-RESHAPES = _names("view reshape flatten squeeze unsqueeze contiguous clone unflatten view_as")
+RESHAPES = _names("view reshape flatten squeeze unsqueeze contiguous clone unflatten view_as gate")
 #: Linear in all their tensors jointly, so that no test is needed.
 LINEAR = RESHAPES | _names("""
     add sub radd rsub iadd isub neg sum mean nansum cat concat concatenate stack hstack vstack

@@ -14,6 +14,7 @@ from torch.autograd.function import BackwardCFunction
 
 from lightning_hessrank.hessian import LossCurvature, LossFunction, NonFiniteError
 from lightning_hessrank.hessian.moving import Gradients, flat, moved
+from lightning_hessrank.network.gate import Gate
 
 #: Step sizes relative to the size of the parameters, the most promising first. Small ones lose
 #: digits to rounding, large ones cross kinks (ReLU); a correct product agrees at one of them.
@@ -201,7 +202,7 @@ def _custom_functions(function: LossFunction) -> set[str]:
     visited = set(nodes)
     while nodes:
         node = nodes.pop()
-        if isinstance(node, BackwardCFunction):
+        if isinstance(node, BackwardCFunction) and not isinstance(node, Gate._backward_cls):
             found.add(type(node).__name__.removesuffix("Backward"))
         for following, _ in node.next_functions:
             if following is not None and following not in visited:

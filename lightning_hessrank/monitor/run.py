@@ -166,7 +166,8 @@ class Session:
         if len(ranks.parts) == 1:
             self.failures.warn_once(
                 "the total rank only, without parts and bound: no known loss function was seen in "
-                "the step, so the output of the network is unknown; return "
+                "the step, nor results of modules through which all of the loss depends on the "
+                "parameters, so the output of the network is unknown; return "
                 '{"loss": loss, "output": output} from training_step or loss_fn, or use a loss of '
                 "torch.nn.functional"
             )

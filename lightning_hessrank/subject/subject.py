@@ -13,7 +13,7 @@ from lightning_hessrank.network.autograd import graph_edges
 from lightning_hessrank.network.batches import batch_size, map_tensors
 from lightning_hessrank.subject.isolated import IsolatedModule
 from lightning_hessrank.subject.isolation import undisturbed
-from lightning_hessrank.subject.step import Step, StepResult
+from lightning_hessrank.subject.step import Step, StepResult, is_guess
 
 
 class Subject(IsolatedModule):
@@ -54,6 +54,8 @@ class Subject(IsolatedModule):
             self.batches = [self.cast(batch) for batch in batches]
         self.total_samples = sum(self.sizes) if total_samples is None else total_samples
         self._step = step
+        self.outputs_guessed = False
+        """Whether the outputs are only what the last modules before the loss returned."""
 
     @property
     def num_samples(self) -> int:
@@ -62,8 +64,15 @@ class Subject(IsolatedModule):
 
     def evaluate(self, batch: Any) -> StepResult:
         """Run the step on one (cast) batch; the same value at every call."""
+
         # a step may change its batch in place; bounds differentiate by it, so keep the graph
-        result = self.run(lambda shadow: self._step(shadow, map_tensors(batch, torch.clone)))
+        def run(shadow: nn.Module) -> StepResult:
+            return self._step(shadow, map_tensors(batch, torch.clone))
+
+        result = self.run(run)
+        if not result.settled:
+            result = self.run(run)
+        self.outputs_guessed |= is_guess(result.outputs)
         if result.loss.dtype != self.dtype:
             raise TypeError(
                 f"the loss came out in {result.loss.dtype} although all weights and data are "

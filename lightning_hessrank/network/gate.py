@@ -1,0 +1,52 @@
+"""A place in the graph of a step at which derivatives can be made to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
+
+_closed = False  # of the process: autograd differentiates in threads of its own
+
+
+@contextmanager
+def closed_gates() -> Iterator[None]:
+    """Let no derivative through any gate inside.
+
+    Where one output of a network is computed from another (a decoder from a latent mean that the
+    loss sees as well), the derivative of the loss alone by the latter must not take the way through
+    the former.
+    """
+    global _closed
+    before, _closed = _closed, True
+    try:
+        yield
+    finally:
+        _closed = before
+
+
+class Gate(torch.autograd.Function):
+    """The identity; its derivative is the identity where gates are open, zero where not."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        """Copy."""
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor | None:  # type: ignore[override]
+        """Hand on the cotangent, or stop."""
+        return None if _closed else grad
+
+
+def gate(x: Tensor) -> Tensor:
+    """Return a copy of ``x`` behind a gate; function modes see the call."""
+    if has_torch_function_unary(x):
+        result: Tensor = handle_torch_function(gate, (x,), x)
+        return result
+    apply: Callable[[Tensor], Tensor] = Gate.apply  # type: ignore[assignment]
+    return apply(x)
