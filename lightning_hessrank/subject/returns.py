@@ -53,11 +53,9 @@ class ReturnRecorder:
 
     def __enter__(self) -> ReturnRecorder:
         """Watch."""
-        for part in self._module.modules():
-            scripted = isinstance(part, torch.jit.ScriptModule)
-            if not scripted and any(p.requires_grad for p in part.parameters()):
-                hook = part.register_forward_hook(self._note, with_kwargs=True)
-                self._handles.append(hook)
+        with torch._C.DisableTorchFunction():  # a surrogate shows other parameters
+            parts = [x for x in self._module.modules() if _is_watched(x)]
+        self._handles = [x.register_forward_hook(self._note, with_kwargs=True) for x in parts]
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -76,6 +74,11 @@ class ReturnRecorder:
             if x.grad_fn is not None and x.ndim > 0  # a scalar is a loss
         ]
         return outputs
+
+
+def _is_watched(part: nn.Module) -> bool:
+    scripted = isinstance(part, torch.jit.ScriptModule)
+    return not scripted and any(p.requires_grad for p in part.parameters())
 
 
 def frontier(loss: Tensor, returned: Sequence[Returned]) -> tuple[Returned, ...]:
