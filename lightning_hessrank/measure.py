@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from lightning_hessrank.estimators import choose_method, dense_parts, estimate_rank
+from lightning_hessrank.estimators import UnresolvedError, choose_method, dense_parts, estimate_rank
 from lightning_hessrank.estimators.core import SketchCore
 from lightning_hessrank.hessian import (
     LossCurvature,
@@ -20,9 +20,12 @@ from lightning_hessrank.hessian import (
     ReducedOperator,
     SymmetricOperator,
 )
+from lightning_hessrank.hessian.differences import ASYMMETRY, DifferenceCurvature
 from lightning_hessrank.hessian.memory import memory_limit
 from lightning_hessrank.hessian.verify import (
     SPLIT_TOLERANCE,
+    NoSecondDerivativeError,
+    WrongProductError,
     check_product,
     missing_derivatives_named,
     unexplained_share,
@@ -32,6 +35,9 @@ from lightning_hessrank.results import PARTS, Method, Part, RankBound, RankEstim
 from lightning_hessrank.subject.isolation import undisturbed
 from lightning_hessrank.subject.subject import Subject
 
+#: Tolerance of ranks by differences, where none is asked for and their error allows it.
+DIFFERENCES_RTOL = 1e-6
+Curvature = LossCurvature | DifferenceCurvature
 Layers = Mapping[str, Sequence[str]]
 """Names of the parameters of each layer."""
 
@@ -97,15 +103,23 @@ def measure(
         ProcessFailedError: another process failed; call this within its ``together()``.
     """
     processes = processes or Processes()
-    with opened(subject, processes, verify=verify, seed=seed, announce=announce) as curvature:
+    with opened(
+        subject, processes, verify=verify, seed=seed, differences=True, announce=announce
+    ) as curvature:
         known = all(processes.gather(curvature.outputs_known))
         unexplained = unexplained_share(curvature, seed=seed) if known and parts is None else 0.0
         unexplained = max(processes.gather(unexplained))
+        resolution = max(processes.gather(_resolution(curvature)))
+        rtol = _resolved(rtol, resolution)
+        if unexplained <= resolution:
+            unexplained = 0.0
         if parts is None and subject.outputs_guessed and unexplained > SPLIT_TOLERANCE:
             known, unexplained = False, 0.0  # a wrong guess says nothing of the loss
         wanted = tuple(parts or (PARTS if known else PARTS[:1]))
         operators = {part: curvature.operator(part) for part in wanted}
-        limits = _limits(bound if unexplained <= SPLIT_TOLERANCE else None, max_rank)
+        limits = _limits(
+            bound if unexplained <= SPLIT_TOLERANCE and not resolution else None, max_rank
+        )
         memory = min(processes.gather(memory_limit(subject.device)))
         if method == "auto":  # timed on each process alone: they may need different times
             part = wanted[0]
@@ -129,7 +143,8 @@ def measure(
                 counts=counts,
             )
 
-        if method == "dense" and processes.count == 1 and len(wanted) == len(PARTS):
+        shortcut = isinstance(curvature, LossCurvature) and processes.count == 1
+        if method == "dense" and shortcut and len(wanted) == len(PARTS):
             found = dense_parts(curvature, rtol=rtol, memory_limit=memory, progress=progress)
         else:
             found = {part: rank(operators[part], part, limits[part]) for part in wanted}
@@ -137,6 +152,9 @@ def measure(
             name: rank(curvature.operator("total", parameters), "total", None)
             for name, parameters in (layers or {}).items()
         }
+        if resolution:
+            found = {part: _by_differences(x, resolution) for part, x in found.items()}
+            blocks = {name: _by_differences(x, resolution) for name, x in blocks.items()}
         loss = sum(processes.gather(curvature.loss))
         return Ranks(found, blocks, loss, unexplained)
 
@@ -184,11 +202,20 @@ def opened(
     *,
     verify: bool = True,
     seed: int = 0,
+    differences: bool = False,
     announce: Callable[[str], None] | None = None,
-) -> Iterator[LossCurvature]:
+) -> Iterator[Curvature]:
     """Evaluate the loss, check its products, and leave the process undisturbed.
 
     Every number about a Hessian passes here, so that no door can forget a check.
+
+    Args:
+        subject: the loss.
+        processes: with which it is shared.
+        verify: whether to check.
+        seed: of the check.
+        differences: whether products may be differences of gradients where there are no others.
+        announce: told what is held fixed, and whether products are differences.
 
     Raises:
         NonFiniteError: the loss is not finite, on any process.
@@ -197,7 +224,7 @@ def opened(
     """
     with undisturbed(), missing_derivatives_named():
         curvature, notes = _finite_curvature(
-            subject, processes or Processes(), verify=verify, seed=seed
+            subject, processes or Processes(), verify=verify, seed=seed, differences=differences
         )
         for note in notes if announce is not None else ():
             announce(note)
@@ -220,17 +247,68 @@ def _limits(bound: RankBound | None, max_rank: int | None) -> dict[Part, int | N
 
 
 def _finite_curvature(
-    subject: Subject, processes: Processes, *, verify: bool, seed: int
-) -> tuple[LossCurvature, tuple[str, ...]]:
+    subject: Subject, processes: Processes, *, verify: bool, seed: int, differences: bool
+) -> tuple[Curvature, tuple[str, ...]]:
     """Evaluate the loss; where it is not finite on one process, it is not on any."""
-    trouble, curvature, notes = None, None, ()
+    trouble: str | None = None
+    curvature: Curvature | None = None
+    notes: tuple[str, ...] = ()
     try:
         if verify:  # first, so that its graph is gone before the one that is kept
-            notes = check_product(subject.loss_function(), seed=seed)
+            with missing_derivatives_named():
+                notes = check_product(subject.loss_function(), seed=seed)
         curvature = LossCurvature(subject.loss_function())
+    except NoSecondDerivativeError as error:
+        if not differences:
+            raise
+        curvature, notes = _differences(subject, error, seed=seed)
     except NonFiniteError as error:
         trouble = str(error)
     troubles = [text for text in processes.gather(trouble) if text is not None]
     if troubles or curvature is None:
         raise NonFiniteError(troubles[0])
     return curvature, notes
+
+
+def _differences(
+    subject: Subject, error: NoSecondDerivativeError, *, seed: int
+) -> tuple[DifferenceCurvature, tuple[str, ...]]:
+    """Take products from differences, unless these are not symmetric."""
+    curvature = DifferenceCurvature(subject.loss_function(), seed=seed)
+    if curvature.asymmetry > ASYMMETRY * curvature.error:
+        raise WrongProductError(
+            f"{error.operation} has no second derivative in PyTorch, and differences of gradients "
+            f"are not symmetric (by {curvature.asymmetry:.1g}, at an error of "
+            f"{curvature.error:.1g}): what this step calls its gradient is not the derivative of "
+            "its loss. Pass loss_fn=... that avoids it"
+        ) from error
+    return curvature, (
+        f"{error.operation} has no second derivative in PyTorch, so products are central "
+        f"differences of gradients (relative error {curvature.error:.1g}): counts are told at "
+        f"relative tolerances from {curvature.resolution:.1g} on",
+    )
+
+
+def _resolution(curvature: Curvature) -> float:
+    """Smallest tolerance that the error of differences allows; zero for exact products."""
+    return curvature.resolution if isinstance(curvature, DifferenceCurvature) else 0.0
+
+
+def _resolved(rtol: float | None, resolution: float) -> float | None:
+    """Tolerance of the ranks where products have an error."""
+    if not resolution:
+        return rtol
+    if rtol is None:
+        rtol = max(DIFFERENCES_RTOL, 10.0 ** math.ceil(math.log10(resolution)))
+    if not resolution <= rtol < 1:
+        raise UnresolvedError(
+            "products are differences of gradients, whose error allows counts at relative "
+            f"tolerances from {resolution:.1g} on, not at {rtol:.1g}; pass a larger rtol"
+        )
+    return rtol
+
+
+def _by_differences(estimate: RankEstimate, resolution: float) -> RankEstimate:
+    """Label an estimate, and forget the counts that the error does not allow."""
+    counts = {rtol: count for rtol, count in estimate.counts.items() if rtol >= resolution}
+    return replace(estimate, products="differences", resolution=resolution, counts=counts)

@@ -95,6 +95,11 @@ class Graph:
         with closed_gates():
             return _differentiate((self.loss,), self.outputs)
 
+    def detached_output_gradient(self) -> tuple[Tensor, ...]:
+        """The same without a graph, where the loss has a first derivative only."""
+        with closed_gates():
+            return torch.autograd.grad(self.loss, self.outputs, retain_graph=True)
+
     @cached_property
     def _linearised(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """``u`` and ``Jᵀu``; the latter is linear in ``u``, its derivative gives ``Jv``."""

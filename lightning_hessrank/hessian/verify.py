@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
 from lightning_hessrank.hessian import LossCurvature, LossFunction, NonFiniteError
+from lightning_hessrank.hessian.differences import DifferenceCurvature
 from lightning_hessrank.hessian.moving import Gradients, flat, moved
 from lightning_hessrank.network.gate import Gate
 
@@ -43,6 +44,13 @@ class WrongProductError(ArithmeticError):
 class NoSecondDerivativeError(NotImplementedError):
     """An operation of the step cannot be differentiated twice."""
 
+    def __init__(self, operation: str) -> None:
+        super().__init__(
+            f"{operation} has no second derivative in PyTorch, so that the Hessian of this step "
+            "cannot be computed; replace it in the module, or pass loss_fn=... that avoids it"
+        )
+        self.operation = operation
+
 
 @contextmanager
 def missing_derivatives_named() -> Iterator[None]:
@@ -53,15 +61,14 @@ def missing_derivatives_named() -> Iterator[None]:
     """
     try:
         yield
+    except NoSecondDerivativeError:
+        raise
     except RuntimeError as error:  # NotImplementedError is one too
         found = _MISSING.search(str(error))
         if found is None:
             raise
         operation = found["name"].strip("_").removesuffix("_backward")
-        raise NoSecondDerivativeError(
-            f"{operation} has no second derivative in PyTorch, so that the Hessian of this step "
-            "cannot be computed; replace it in the module, or pass loss_fn=... that avoids it"
-        ) from error
+        raise NoSecondDerivativeError(operation) from error
 
 
 def check_product(function: LossFunction, *, seed: int = 0) -> tuple[str, ...]:
@@ -156,7 +163,8 @@ def _disagreement(
     return best
 
 
-def unexplained_share(curvature: LossCurvature, *, seed: int = 0) -> float:
+def unexplained_share(
+    curvature: LossCurvature | DifferenceCurvature, *, seed: int = 0) -> float:
     """How much of the Hessian does not pass through the recognised outputs, in [0, 1].
 
     For ``ℓ(f(θ))`` the outer-product and functional parts add up to the whole. A term that reaches

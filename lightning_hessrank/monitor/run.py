@@ -143,6 +143,7 @@ class Session:
     def _measure(self, trainer: Any, subject: Subject) -> Ranks:
         series, settings = self.series, self._settings
         method, rtol = series.meaning["method"], series.meaning["rtol"]
+        rtol = series.difference_rtol if rtol is None else rtol
         shown = settings.progress_bar and trainer.is_global_zero and _shows_progress(trainer)
         try:
             with progress_bar(shown, f"{settings.name} rank") as progress:
@@ -153,7 +154,8 @@ class Session:
                     bound=series.bound,
                     layers=_layers(subject) if settings.layers else None,
                     processes=self.processes,
-                    verify=not series.verified,
+                    # without a check there is no telling that products must be differences
+                    verify=not series.verified or series.difference_rtol is not None,
                     seed=settings.seed,
                     progress=progress,
                     announce=partial(logger.info, "%s: %s", settings.name),
@@ -181,6 +183,8 @@ class Session:
                 trainer.global_step,
             )
         series.meaning["method"] = ranks.total.method
+        if ranks.total.products == "differences":
+            series.difference_rtol = ranks.total.rtol
         series.verified = True
         return ranks
 

@@ -29,6 +29,8 @@ class Series:
         """At which a measurement was last taken, or tried in vain."""
         self.verified = False
         """Whether products have been compared with finite differences, in this process."""
+        self.difference_rtol: float | None = None
+        """Tolerance of the ranks where products are differences; their error decides, once."""
         self.clock = Clock()
         self._saved_reference: dict[str, Any] = {}
 
@@ -63,6 +65,7 @@ class Series:
             "bound": None if self.bound is None else self.bound.to_dict(),
             "bound_sought": self.bound_sought,
             "skipped": self.skipped,
+            "difference_rtol": self.difference_rtol,
             "clock": self.clock.state_dict(),
         }
 
@@ -82,5 +85,6 @@ class Series:
         self.bound = None if bound is None else RankBound.from_dict(bound)
         self.bound_sought = state["bound_sought"]
         self.skipped = state["skipped"]
+        self.difference_rtol = state.get("difference_rtol")
         self.clock.load_state_dict(state["clock"])
         return changed
