@@ -63,6 +63,24 @@ class Call:
         ]
         return next((handle for names, handle in handlers if self.name in names), self._other)()
 
+    def masked(self) -> Any:
+        """Run a call that an activation and a mask made of activations enter: one by hand.
+
+        ``h * (h > 0)``, ``where(h > 0, h, 0.1 * h)`` and ``h.masked_fill(h < 0, 0)`` are the
+        identity, like the activations that they spell out.
+        """
+        problem = next((a.problem for a in self.activations if a.problem), None)
+        if problem is not None:
+            return self._run(Activation(None, problem=problem))
+        operands = self.args[1:3] if self.name == "where" else self.args
+        chosen = [x for x in operands if isinstance(self.mode.tag_of(x), Activation)]
+        by_hand = self.name in {"where", "mul", "rmul", "imul", "masked_fill", "setitem"}
+        if not by_hand or not all(_proportional(chosen[0], x) for x in chosen[1:]):
+            return self._run(self._problem("it depends on where activations are large or small"))
+        self._replace("masks")
+        self.mode.trace.replaced |= self.replaced if self.name == "setitem" else frozenset()
+        return None if self.name == "setitem" else self._identity()
+
     def _loss(self) -> Any:
         """The loss itself is of no interest; it may not fit the number of samples either."""
         try:
@@ -211,7 +229,8 @@ class Call:
             return self._identity()
         result = self.func(*self.args, **self.kwargs)
         if not any(isinstance(x, Tensor) and x.is_floating_point() for x in tree_leaves(result)):
-            return result  # a shape, a comparison, an index
+            is_comparison = isinstance(result, Tensor) and result.dtype == torch.bool
+            return self.mode.note_masks(result) if is_comparison else result  # a shape, an index
         if not any(x.requires_grad for x in tree_leaves(result) if isinstance(x, Tensor)):
             return result  # a constant of the same shape
         known = self.name in ops.LINEAR and not self.weights
@@ -222,7 +241,8 @@ class Call:
         _, tag = self._first()
         if self.name == "to" and isinstance(result, Tensor):
             return self._identity()
-        if self.name not in ops.RESHAPES or len(self.activations) > 1:
+        others = len(self.activations) - (self.name == "view_as")  # whose second gives a shape
+        if self.name not in ops.RESHAPES or others > 1:
             return self._tag(result, Activation(None))
         return self._tag(result, self._reshaped(tag, result))
 
@@ -231,6 +251,8 @@ class Call:
         positions = tag.positions if x.shape == result.shape else 1
         if x.ndim > 2 and result.ndim == 2 and result.shape[0] == x.shape[0]:
             positions = x[0, 0].numel()
+        if x.shape == result.shape:  # an alias
+            return tag
         return replace(tag, positions=positions, token=object(), softmax_dim=None)
 
     def _opaque(self, result: Any) -> Any:
@@ -270,6 +292,16 @@ class Call:
         return one.shape == both.shape and bool(
             torch.allclose(one + two, both + none, rtol=1e-8, atol=1e-8)
         )
+
+
+def _proportional(a: Tensor, b: Tensor) -> bool:
+    """Whether one tensor is a multiple of another."""
+    with torch.no_grad(), torch._C.DisableTorchFunction():
+        if a.shape != b.shape:
+            return False
+        square = (a * a).sum()
+        error = (square * b - (a * b).sum() * a).abs().max()
+        return bool(error <= 1e-9 * square * b.abs().max())
 
 
 def _not_free(weight: Weight) -> str:

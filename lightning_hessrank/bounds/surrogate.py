@@ -66,6 +66,7 @@ class SurrogateMode(TorchFunctionMode):
         self._parameters = dict(parameters)
         # Keeps tagged tensors alive, so that their ids stay theirs.
         self._tags: dict[int, tuple[Tensor, Activation | Weight]] = {}
+        self._masks: dict[int, Tensor] = {}
         for name in parameters:
             self.tag(weights.values[name], Weight(frozenset({name})))
 
@@ -77,6 +78,17 @@ class SurrogateMode(TorchFunctionMode):
     def tag_of(self, value: object) -> Activation | Weight | None:
         """What a value is, if it depends on inputs or parameters."""
         return self._tags[id(value)][1] if id(value) in self._tags else None
+
+    def is_mask(self, value: object) -> bool:
+        """Whether a value says where activations are large or small, as a number or a truth."""
+        return id(value) in self._masks
+
+    def note_masks(self, result: Any) -> Any:
+        """Remember that all tensors of a result are masks; return it."""
+        for x in tree_leaves(result):
+            if isinstance(x, Tensor) and x.ndim:
+                self._masks[id(x)] = x
+        return result
 
     def is_weight(self, value: object) -> bool:
         """Whether a value depends on parameters and not on inputs."""
@@ -94,6 +106,11 @@ class SurrogateMode(TorchFunctionMode):
         activations = [t for t in tags if isinstance(t, Activation)]
         weights = [t for t in tags if isinstance(t, Weight)]
         name = getattr(func, "__name__", str(func)).strip("_")
+        if any(map(self.is_mask, tree_leaves((args, kwargs)))):
+            if not tags:
+                return self.note_masks(func(*args, **kwargs))
+            if activations:
+                return Call(self, name, func, args, kwargs, activations, weights).masked()
         if not activations:
             return self._weights_only(name, func, args, kwargs, weights)
         return Call(self, name, func, args, kwargs, activations, weights).result()

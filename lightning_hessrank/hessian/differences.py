@@ -127,7 +127,9 @@ class DifferenceCurvature:
         return self._pulled_back(where, lambda evaluation, _: ((evaluation.loss,), None))
 
     def _residual_gradient(self, where: Tensor) -> Tensor:
-        return self._pulled_back(where, lambda evaluation, i: (evaluation.outputs, self._residuals[i]))
+        return self._pulled_back(
+            where, lambda evaluation, i: (evaluation.outputs, self._residuals[i])
+        )
 
     def _pulled_back(
         self,

@@ -163,8 +163,7 @@ def _disagreement(
     return best
 
 
-def unexplained_share(
-    curvature: LossCurvature | DifferenceCurvature, *, seed: int = 0) -> float:
+def unexplained_share(curvature: LossCurvature | DifferenceCurvature, *, seed: int = 0) -> float:
     """How much of the Hessian does not pass through the recognised outputs, in [0, 1].
 
     For ``ℓ(f(θ))`` the outer-product and functional parts add up to the whole. A term that reaches

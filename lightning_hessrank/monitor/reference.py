@@ -102,10 +102,24 @@ class ReferenceData:
         return state
 
 
-def collect(batches: Iterable[Any], max_samples: int | None, *, seed: int = 0) -> list[Any]:
+def collect(
+    batches: Iterable[Any],
+    max_samples: int | None,
+    *,
+    seed: int = 0,
+    size: int | None = None,
+    cut: Callable[[Any, int], Any] = cut_batch,
+) -> list[Any]:
     """Copy batches until ``max_samples`` are kept (``None``: all); the last one is cut.
 
     A shuffling loader draws the same samples whenever it is asked with the same seed.
+
+    Args:
+        batches: to take them from.
+        max_samples: to keep.
+        seed: of what the batches are drawn with.
+        size: samples in each; ``None``: as they can be read off.
+        cut: keeps so many samples of a batch, or the whole where it cannot be cut.
 
     Raises:
         ValueError: there is no batch, or one is empty or has no batch dimension.
@@ -114,9 +128,9 @@ def collect(batches: Iterable[Any], max_samples: int | None, *, seed: int = 0) -
     missing = max_samples
     with frozen_rng(seed):
         for batch in batches:
-            size = batch_size(batch)
-            taken = size if missing is None else min(size, missing)
-            kept.append(clone_batch(cut_batch(batch, taken)))
+            full = batch_size(batch) if size is None else size
+            taken = full if missing is None else min(full, missing)
+            kept.append(clone_batch(batch if taken == full else cut(batch, taken)))
             if missing is not None:
                 missing -= taken
                 if missing == 0:

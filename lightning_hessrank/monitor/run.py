@@ -23,6 +23,7 @@ from lightning_hessrank.monitor.progress import progress_bar
 from lightning_hessrank.monitor.reference import ReferenceData, as_batches, collect, deal, share
 from lightning_hessrank.monitor.series import Series
 from lightning_hessrank.monitor.settings import Settings
+from lightning_hessrank.network.batches import cut_batch
 from lightning_hessrank.processes import Processes
 from lightning_hessrank.results import (
     LayerRank,
@@ -31,6 +32,7 @@ from lightning_hessrank.results import (
     RankEstimate,
     nan_estimate,
 )
+from lightning_hessrank.subject.cutting import cut_samples
 from lightning_hessrank.subject.step import module_step
 from lightning_hessrank.subject.subject import Subject
 
@@ -77,6 +79,7 @@ class Session:
         series, processes, settings = self.series, self.processes, self._settings
         if series.reference is not None:
             return
+        cut = partial(self._cut, module)
         with processes.together():
             if settings.data is None and first_batch is None:
                 raise ValueError(
@@ -84,10 +87,17 @@ class Session:
                     "batch or a DataLoader) to the monitor"
                 )
             if settings.data is None:
-                kept = collect([first_batch], share(settings.max_samples, processes))
+                most = share(settings.max_samples, processes)
+                kept = collect([first_batch], most, size=settings.batch_size, cut=cut)
             else:
                 batches = as_batches(settings.data, module._apply_batch_transfer_handler)
-                kept = collect(batches, settings.max_samples, seed=settings.seed)
+                kept = collect(
+                    batches,
+                    settings.max_samples,
+                    seed=settings.seed,
+                    size=settings.batch_size,
+                    cut=cut,
+                )
                 kept = deal(kept, settings.max_samples, processes)
             series.reference = ReferenceData.gather(kept, processes)
         if series.is_on_other_data():
@@ -95,6 +105,23 @@ class Session:
                 "the reference data differ from those of the run that is resumed, so ranks before "
                 "and after this point are not comparable; pass the same data=... to the monitor"
             )
+
+    def _cut(self, module: Any, batch: Any, samples: int) -> Any:
+        """Keep some samples of a batch, or all where they cannot be told apart; say so."""
+        size = self._settings.batch_size
+        try:
+            step = module_step(module, self._settings.loss_fn)
+            trainer = getattr(module, "_trainer", None)
+            found = cut_samples(module, step, batch, samples, size=size, trainer=trainer)
+        except Exception:  # what the step raises is said when it is measured
+            return cut_batch(batch, samples, size)
+        if found.reason is not None:
+            self.failures.warn_once(
+                f"the reference batch is taken whole, not cut to max_samples={samples}: "
+                f"{found.reason}; pass batch_size=... if its number of samples is not "
+                f"{found.size}, or data=... with smaller batches"
+            )
+        return found.batch
 
     def affordable(self, max_overhead: float | None) -> bool:
         """Whether the time budget allows a measurement now; all processes decide alike."""
@@ -165,6 +192,8 @@ class Session:
                 f"the rank is nan, first at step {trainer.global_step}: {error}", about=str(error)
             )
             return Ranks({"total": nan_estimate(subject.num_parameters, method=method, rtol=rtol)})
+        if subject.doubt is not None:
+            self.failures.warn_once(subject.doubt)
         if len(ranks.parts) == 1:
             self.failures.warn_once(
                 "the total rank only, without parts and bound: no known loss function was seen in "

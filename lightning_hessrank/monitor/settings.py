@@ -42,9 +42,10 @@ class Settings:
     prog_bar: bool
     name: str
     seed: int
+    batch_size: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("every_n_epochs", "every_n_steps", "max_samples"):
+        for name in ("every_n_epochs", "every_n_steps", "max_samples", "batch_size"):
             _check_positive(name, getattr(self, name))
         for name, choices in _CHOICES.items():
             value = getattr(self, name)

@@ -70,7 +70,9 @@ class HeldValues(OrderedMode):
                 self._views[id(result)] = result, self._hold(result.clone())
                 return result
             held = self._hold(result)
-            return result.copy_(held) if func.__name__.endswith("_") and held is not result else held
+            return (
+                result.copy_(held) if func.__name__.endswith("_") and held is not result else held
+            )
 
     def _hold(self, result: Any) -> Any:
         """Record a result, or return what was recorded in its place."""
@@ -141,5 +143,6 @@ def _alike(held: Any, result: Any) -> bool:
     """Whether the same was asked for as when it was recorded."""
     one, two = tree_leaves(held), tree_leaves(result)
     return len(one) == len(two) and all(
-        getattr(x, "shape", None) == getattr(y, "shape", None) for x, y in zip(one, two, strict=True)
+        getattr(x, "shape", None) == getattr(y, "shape", None)
+        for x, y in zip(one, two, strict=True)
     )

@@ -14,6 +14,7 @@ from lightning_hessrank.network.batches import batch_size, map_tensors
 from lightning_hessrank.subject.isolated import IsolatedModule
 from lightning_hessrank.subject.isolation import undisturbed
 from lightning_hessrank.subject.step import Step, StepResult, is_guess
+from lightning_hessrank.subject.weights import batch_weights
 
 
 class Subject(IsolatedModule):
@@ -21,10 +22,12 @@ class Subject(IsolatedModule):
 
     Args:
         module: the live module.
-        batches: what ``step`` takes, one or more; weighted by their numbers of samples.
+        batches: what ``step`` takes, one or more; weighted so that their loss is that of all their
+            samples (:mod:`~lightning_hessrank.subject.weights`).
         step: gives the loss of one batch.
         total_samples: over which the mean is taken, where other processes hold more of them;
             ``None``: those in ``batches``.
+        sizes: numbers of samples in the batches; ``None``: as they can be read off.
         options: see :class:`IsolatedModule`.
 
     Raises:
@@ -39,6 +42,7 @@ class Subject(IsolatedModule):
         step: Step,
         *,
         total_samples: int | None = None,
+        sizes: Sequence[int] | None = None,
         **options: Any,
     ) -> None:
         if not batches:
@@ -48,12 +52,15 @@ class Subject(IsolatedModule):
                 f"{type(module).__name__} has no parameters that require gradients, so there is no "
                 "Hessian to measure; unfreeze some, or remove the monitor"
             )
-        self.sizes = [batch_size(batch) for batch in batches]
+        self.sizes = [batch_size(x) for x in batches] if sizes is None else list(sizes)
         super().__init__(module, **options)
         with undisturbed():  # a copy made in inference mode could not be differentiated
             self.batches = [self.cast(batch) for batch in batches]
         self.total_samples = sum(self.sizes) if total_samples is None else total_samples
         self._step = step
+        self._weights: list[float] | None = None
+        self.doubt: str | None = None
+        """Why the loss need not be that of all data, where it is one of several batches."""
         self.outputs_guessed = False
         """Whether the outputs are only what the last modules before the loss returned."""
 
@@ -83,9 +90,14 @@ class Subject(IsolatedModule):
 
     def loss_function(self) -> LossFunction:
         """Return the mean loss over all batches as a function of the trainable parameters."""
+        if self._weights is None:
+            share = self.num_samples / self.total_samples
+            found = batch_weights(self.evaluate, self.parameters, self.batches, self.sizes)
+            self._weights = [share * weight for weight in found.weights]
+            self.doubt = found.doubt
         terms = [
-            LossTerm(size / self.total_samples, lambda batch=batch: self._evaluation(batch))  # type: ignore[misc]
-            for size, batch in zip(self.sizes, self.batches, strict=True)
+            LossTerm(weight, lambda batch=batch: self._evaluation(batch))  # type: ignore[misc]
+            for weight, batch in zip(self._weights, self.batches, strict=True)
         ]
         return LossFunction(self.parameters, terms)
 
