@@ -77,7 +77,7 @@ class Call:
         by_hand = self.name in {"where", "mul", "rmul", "imul", "masked_fill", "setitem"}
         if not by_hand or not all(_proportional(chosen[0], x) for x in chosen[1:]):
             return self._run(self._problem("it depends on where activations are large or small"))
-        self._replace("masks")
+        self._replace("gates or other nonlinearities between its layers")
         self.mode.trace.replaced |= self.replaced if self.name == "setitem" else frozenset()
         return None if self.name == "setitem" else self._identity()
 

@@ -253,8 +253,8 @@ def _check_whole(network: Network, data: Sequence[Tensor] | None) -> int:
         for x, y in zip(data, network.inputs, strict=True)
     ):
         raise BoundNotAvailableError(
-            "the network's output for one sample depends on other samples of the batch, so that "
-            "there is no bound from its architecture alone, but one for a single batch of data"
+            "the network's output for one sample depends on other samples of the batch, so "
+            "that there is no bound from its architecture alone"
         )
     return size
 

@@ -1,4 +1,4 @@
-"""The loss and its gradient at other parameters than the live ones: what differences are made of."""
+"""The gradient of a loss at other parameters than the live ones: what differences are made of."""
 
 from __future__ import annotations
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
-
-_closed = False  # of the process: autograd differentiates in threads of its own
 
 
 @contextmanager
@@ -21,16 +19,18 @@ def closed_gates() -> Iterator[None]:
     loss sees as well), the derivative of the loss alone by the latter must not take the way through
     the former.
     """
-    global _closed
-    before, _closed = _closed, True
+    before, Gate.closed = Gate.closed, True
     try:
         yield
     finally:
-        _closed = before
+        Gate.closed = before
 
 
 class Gate(torch.autograd.Function):
     """The identity; its derivative is the identity where gates are open, zero where not."""
+
+    closed: ClassVar[bool] = False
+    """Of the process: autograd differentiates in threads of its own."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ class Gate(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor | None:  # type: ignore[override]
         """Hand on the cotangent, or stop."""
-        return None if _closed else grad
+        return None if Gate.closed else grad
 
 
 def gate(x: Tensor) -> Tensor:

@@ -65,7 +65,10 @@ def batch_weights(
             return BatchWeights(by_samples)
         both = sizes[0] + sizes[i]
         guess = sizes[0] / both, sizes[i] / both
-        found = _combination(values(joined), first, values(batches[i]), guess)
+        three = values(joined), first, values(batches[i])
+        if not all(bool(torch.isfinite(x).all()) for x in three):
+            return BatchWeights(by_samples)  # said where it is measured
+        found = _combination(*three, guess)
         if found is None:
             return BatchWeights(by_samples, _NO_MEAN)
         if found == guess and not pairs:
