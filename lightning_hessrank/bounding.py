@@ -19,7 +19,6 @@ from lightning_hessrank.subject.output import RecognisedOutput
 from lightning_hessrank.subject.step import StepResult
 from lightning_hessrank.subject.subject import Subject
 
-
 NO_FLOATING_INPUT = (
     "the network's output does not depend on floating-point inputs, so that its linear surrogate, "
     "which is a function of them, has no bound (batch_bound has one)"

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from lightning_hessrank.bounds import operations as ops
 from lightning_hessrank.bounds.trace import Activation, LayerUse, Weight, layer_name
 from lightning_hessrank.network.layers import LINEAR_CALLS, LinearCall, Slices, bind, linear_call
+from lightning_hessrank.network.modes import writes
 
 if TYPE_CHECKING:
     from lightning_hessrank.bounds.surrogate import SurrogateMode
@@ -36,7 +37,7 @@ class Call:
     def result(self) -> Any:
         """Run the call, or what the surrogate has in its place, and tag the result."""
         result = self._handled()
-        if ops.is_in_place(self.func) or self.kwargs.get("inplace"):
+        if writes(self.func) or self.kwargs.get("inplace"):
             # Views of the argument change as well, and their tags are not followed.
             self.mode.trace.replaced |= self.replaced
         return result

@@ -85,14 +85,6 @@ _ADAPTIVE_POOLS: dict[str, Callable[..., Tensor]] = {
 MAX_POOLS = frozenset({"max_pool1d", "max_pool2d", "max_pool3d", *_ADAPTIVE_POOLS, "amax", "max"})
 
 
-def is_in_place(func: Callable[..., Any]) -> bool:
-    """Whether a function of PyTorch changes its first argument."""
-    name = getattr(func, "__name__", "")
-    if name.startswith("__"):
-        return name in {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__"}
-    return name.endswith("_")
-
-
 def average_instead_of_max(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Replace a maximum by the mean over the same elements; ``None`` where that has no meaning."""
     if name in _ADAPTIVE_POOLS:

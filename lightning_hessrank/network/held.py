@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lightning_hessrank.network.modes import OrderedMode, Place, name_of
+from lightning_hessrank.network.modes import OrderedMode, Place, name_of, writes
 
 
 class HeldValues(OrderedMode):
@@ -53,10 +53,10 @@ class HeldValues(OrderedMode):
         with torch._C.DisableTorchFunction():
             inside = any(x.requires_grad for x in tensors)
             views = any(id(x) in self._views for x in tensors)
-            writes = bool(tensors) and self._writes_parameter(func, tensors[0])
+            written = bool(tensors) and self._writes_parameter(func, tensors[0])
         if not inside and not views:
             return func(*args, **kwargs)
-        if writes:
+        if written:
             return self._written(func, args, kwargs, tensors[0])
         if views:
             args, kwargs = tree_map(self._value_of, (args, kwargs))
@@ -99,10 +99,8 @@ class HeldValues(OrderedMode):
         return result
 
     def _writes_parameter(self, func: Callable[..., Any], target: Tensor) -> bool:
-        name = getattr(func, "__name__", "")
-        in_place = name == "__setitem__" or (name.endswith("_") and not name.startswith("__"))
         leaf = target.requires_grad and target.is_leaf and not torch.is_grad_enabled()
-        return in_place and (leaf or id(target) in self._views)
+        return writes(func) and (leaf or id(target) in self._views)
 
     def _value_of(self, x: Any) -> Any:
         return self._views[id(x)][1] if id(x) in self._views else x

@@ -91,3 +91,11 @@ def name_of(func: Callable[..., Any]) -> str:
     So the function, the method and what works in place have one name.
     """
     return getattr(func, "__name__", str(func)).strip("_")
+
+
+def writes(func: Callable[..., Any]) -> bool:
+    """Whether a function changes its first argument in place."""
+    name = getattr(func, "__name__", "")
+    if name.startswith("__"):
+        return name in {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__"}
+    return name.endswith("_")

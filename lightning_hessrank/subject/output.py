@@ -30,7 +30,7 @@ from lightning_hessrank.network import modes
 from lightning_hessrank.network.autograd import graph_edges
 from lightning_hessrank.network.batches import list_tensors, map_tensors
 from lightning_hessrank.network.losses import TABLE, Loss
-from lightning_hessrank.network.modes import OrderedMode, name_of
+from lightning_hessrank.network.modes import OrderedMode, name_of, writes
 
 #: Functions that a network's output goes through before a loss that expects (log-)probabilities,
 #: by name, and whether they see only differences.
@@ -87,7 +87,7 @@ class OutputRecorder(OrderedMode):
     def __init__(self, batch: Any = ()) -> None:
         super().__init__()
         # Tensors that depend on the batch.
-        self._of_batch = WeakIdKeyDictionary({x: True for x in list_tensors(batch)})
+        self._of_batch = WeakIdKeyDictionary(dict.fromkeys(list_tensors(batch), True))
         self.recognised: list[RecognisedOutput] = []
         """What entered known losses."""
         self._losses = 0
@@ -100,7 +100,7 @@ class OutputRecorder(OrderedMode):
     def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run ``func``; note pieces of a softmax, outputs, and what depends on the batch."""
         result = self._called(func, args, kwargs)
-        written = args[:1] if getattr(func, "__name__", "").endswith("_") else ()
+        written = args[:1] if writes(func) else ()
         self.watch((args, kwargs), (result, written))
         return result
 

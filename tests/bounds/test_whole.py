@@ -105,7 +105,9 @@ def test_a_network_that_runs_on_nothing_says_so() -> None:
                 raise OverflowError("too small")
             return self.a(x)
 
-    with pytest.raises(BoundNotAvailableError, match="does not run on 6 random samples.*too small"):
+    with pytest.raises(
+        BoundNotAvailableError, match=r"does not run on 6 random samples.*too small"
+    ):
         rank_bound(Picky(), torch.randn(6, 3))
 
 

@@ -88,7 +88,9 @@ def test_ctc_counts_like_the_sum_over_all_paths() -> None:
 
     def by_hand(f: Tensor, y: Tensor) -> Tensor:
         steps = f.view(-1, 4, 3).log_softmax(2)
-        return sum(ctc_by_all_paths(s, tuple(t.tolist())) for s, t in zip(steps, y)) / 5
+        return (
+            sum(ctc_by_all_paths(s, tuple(t.tolist())) for s, t in zip(steps, y, strict=True)) / 5
+        )
 
     found, exact = (hessian_rank(net, loss, (x, labels)) for loss in (fused, by_hand))
     assert found.products == "differences"

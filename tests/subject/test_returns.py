@@ -1,4 +1,4 @@
-"""Outputs that nothing but the graph tells: parts as of the named ones, or none and a true reason."""
+"""Outputs that nothing but the graph tells: the parts by them, or none and a true reason."""
 
 from __future__ import annotations
 

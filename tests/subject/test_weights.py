@@ -39,7 +39,8 @@ def test_the_loss_is_that_of_all_samples(loss: Callable[..., Tensor], sizes: lis
     t[:20:2] = 0
     net = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 3)).double()
     whole = hessian_rank(net, loss, (x, t)).eigenvalues
-    parts = hessian_rank(net, loss, list(zip(x.split(sizes), t.split(sizes)))).eigenvalues
+    pairs = list(zip(x.split(sizes), t.split(sizes), strict=True))
+    parts = hessian_rank(net, loss, pairs).eigenvalues
     torch.testing.assert_close(parts, whole, rtol=0, atol=1e-11 * float(whole.abs().max()))
 
 
