@@ -185,10 +185,7 @@ def _class_dim(
 ) -> int | None:
     """Dimension along which the whole loss sees only differences of an output, found by trying."""
     x = output.tensor
-    tried = {output.class_dim}
+    tried = set() if output.class_dim is None else {output.class_dim}
     if output.place.kind != "loss" and x.ndim > 1:
         tried |= {1, x.ndim - 1}
-    return next(
-        (d for d in sorted(tried - {None}) if ignores_shifts(loss, x, d, parameters)),  # type: ignore[type-var]
-        None,
-    )
+    return next((d for d in sorted(tried) if ignores_shifts(loss, x, d, parameters)), None)

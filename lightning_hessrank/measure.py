@@ -143,8 +143,8 @@ def measure(
                 counts=counts,
             )
 
-        shortcut = isinstance(curvature, LossCurvature) and processes.count == 1
-        if method == "dense" and shortcut and len(wanted) == len(PARTS):
+        whole = processes.count == 1 and len(wanted) == len(PARTS)
+        if method == "dense" and whole and isinstance(curvature, LossCurvature):
             found = dense_parts(curvature, rtol=rtol, memory_limit=memory, progress=progress)
         else:
             found = {part: rank(operators[part], part, limits[part]) for part in wanted}
@@ -226,8 +226,9 @@ def opened(
         curvature, notes = _finite_curvature(
             subject, processes or Processes(), verify=verify, seed=seed, differences=differences
         )
-        for note in notes if announce is not None else ():
-            announce(note)
+        if announce is not None:
+            for note in notes:
+                announce(note)
         yield curvature
 
 

@@ -38,7 +38,7 @@ class Gate(torch.autograd.Function):
         return x.clone()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor | None:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Tensor | None:
         """Hand on the cotangent, or stop."""
         return None if Gate.closed else grad
 
@@ -48,5 +48,5 @@ def gate(x: Tensor) -> Tensor:
     if has_torch_function_unary(x):
         result: Tensor = handle_torch_function(gate, (x,), x)
         return result
-    apply: Callable[[Tensor], Tensor] = Gate.apply  # type: ignore[assignment]
+    apply: Callable[[Tensor], Tensor] = Gate.apply
     return apply(x)

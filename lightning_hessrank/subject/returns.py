@@ -24,7 +24,7 @@ class Returned(NamedTuple):
 
     call: int
     """Number of the call."""
-    index: int
+    number: int
     """Among the tensors that it returned."""
     tensor: Tensor
 

@@ -113,7 +113,7 @@ class _Step:
             result, returned = self._run(module, batch, recorder)
         loss, named = _loss_of(self._name, result)
         for x in modules.returned:
-            recorder.keep(Place("module", x.call, x.index), x.tensor)
+            recorder.keep(Place("module", x.call, x.number), x.tensor)
         nearest = frontier(loss, modules.returned)
         outputs = choose_outputs(
             loss,
@@ -123,7 +123,7 @@ class _Step:
                 recorder.outputs_of(_places("returned", returned, loss)),
             ),
             lambda: recorder.outputs_of(
-                (Place("module", x.call, x.index), x.tensor) for x in nearest
+                (Place("module", x.call, x.number), x.tensor) for x in nearest
             ),
         )
         guessed = is_guess(outputs)
