@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+import lightning_hessrank.dashboard.figures  # noqa: F401  (so that results know how to plot)
 from lightning_hessrank.api import batch_bound, hessian_rank, rank_bound
 from lightning_hessrank.network.toeplitz import toeplitz_matrix
 from lightning_hessrank.results import BoundNotAvailableError, RankBound, RankEstimate

@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 from lightning_hessrank.bounding import floating, network_of, reference_batch_bound
 from lightning_hessrank.bounds.linear import LinearKind, linear_bound
-from lightning_hessrank.hessian.operator import NonFiniteError
+from lightning_hessrank.estimators import method_names
 from lightning_hessrank.measure import measure
 from lightning_hessrank.network.batches import batch_size, list_tensors
 from lightning_hessrank.network.losses import LossCallable, loss_function, loss_kind
 from lightning_hessrank.network.pairs import as_pairs, call
 from lightning_hessrank.results import (
-    METHODS,
     PARTS,
     Method,
+    NonFiniteError,
     Part,
     RankBound,
     RankEstimate,
@@ -44,6 +44,7 @@ def hessian_rank(
     max_rank: int | None = None,
     seed: int = 0,
     dtype: torch.dtype = torch.float64,
+    max_seconds: float | None = None,
 ) -> RankEstimate:
     """Measure the numerical rank of the Hessian of a mean loss at the model's weights.
 
@@ -69,6 +70,8 @@ def hessian_rank(
             small is noticed and warned of; the rank is then measured without it.
         seed: of every random probe, and of randomness inside the model.
         dtype: floating type of the computation.
+        max_seconds: wall time that ``method="auto"`` may take: what it buys is decided from
+            measured costs; ``None``: no limit.
 
     Returns:
         The rank with its tolerance, gap, method and cost. Where the loss or the Hessian is not
@@ -85,7 +88,7 @@ def hessian_rank(
         MemoryError: what the method needs does not fit.
     """
     check_choice("part", part, PARTS)
-    check_choice("method", method, ("auto", *METHODS))
+    check_choice("method", method, method_names())
     check_model(model)
     _check_numbers(max_rank, seed, dtype)
     if rtol is not None:
@@ -100,12 +103,13 @@ def hessian_rank(
                 max_rank=max_rank,
                 seed=seed,
                 counts=False,
+                max_seconds=max_seconds,
             )
         except NonFiniteError as error:
             warnings.warn(f"rank is nan: {error}", RuntimeWarning, stacklevel=3)
             return nan_estimate(subject.num_parameters, part=part, method=method, rtol=rtol)
-        if subject.doubt is not None:
-            warnings.warn(subject.doubt, RuntimeWarning, stacklevel=2)
+        for note in ranks.notes:
+            warnings.warn(note, RuntimeWarning, stacklevel=3)
         return ranks.parts[part]
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from lightning_hessrank.bounds.batch import live_batch_bound
 from lightning_hessrank.bounds.linear import linear_bound
 from lightning_hessrank.network.batches import list_tensors, map_tensors
-from lightning_hessrank.network.losses import LossKind, Network, ignores_shifts, known_loss
+from lightning_hessrank.network.function import Network
+from lightning_hessrank.network.losses import LossKind, ignores_shifts, known_loss
 from lightning_hessrank.results import BoundNotAvailableError, RankBound
 from lightning_hessrank.subject.isolation import undisturbed
 from lightning_hessrank.subject.output import RecognisedOutput

@@ -1,30 +1,50 @@
-"""Frozen results: what was measured or bounded, how sure it is, and what it cost."""
+"""Frozen results: what was measured or bounded, how sure it is, and what it cost.
+
+Data only: results know no figures. Whoever can draw one registers with :func:`figure_of`, so that
+``result.plot()`` works wherever the package is imported, and nothing here depends on how.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import singledispatch
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
+from lightning_hessrank.text import Table
 from lightning_hessrank.tolerance import check_rtol, machine_rtol, numerical_rank
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Part = Literal["total", "outer", "functional"]
-Method = Literal["dense", "sketch", "lanczos"]
+Method = Literal["dense", "sketch", "lanczos"] | str
+"""Name of an estimator: these, and what :func:`lightning_hessrank.estimators.estimator` added."""
 Products = Literal["autograd", "differences"]
 BoundKind = Literal["closed-form", "generic", "patch", "batch"]
 
 PARTS: tuple[Part, ...] = ("total", "outer", "functional")
-METHODS: tuple[Method, ...] = ("dense", "sketch", "lanczos")
 
 
 class BoundNotAvailableError(ValueError):
     """No bound can be given for this network; the message names the layer and the reason."""
+
+
+class NonFiniteError(FloatingPointError):
+    """The loss, its gradient, its Hessian or what it is made of is not finite; it says which."""
+
+
+@singledispatch
+def figure_of(result: object, *further: Any) -> Figure:
+    """Draw a result; ``figure_of.register(Type, function)`` says how those of a type are drawn.
+
+    Raises:
+        TypeError: nothing is registered that draws results of this type.
+    """
+    raise TypeError(f"there is no figure of a {type(result).__name__}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +85,18 @@ class RankEstimate:
     """Smallest relative tolerance at which the error of such products allows a count."""
     num_probes: int | None = None
     """Independent probes behind ``std_error`` (lanczos), else ``None``."""
+    ranges: Mapping[float, tuple[int, int]] = field(default_factory=dict, repr=False)
+    """Relative tolerance -> (lower, upper) count, at tolerances where a count is not exact; see
+    :meth:`range_at`."""
+    largest: float | None = None
+    """Largest eigenvalue; ``None`` where unknown."""
+    smallest: float | None = None
+    """Smallest (most negative) eigenvalue; ``None`` where unknown."""
+    trace: float | None = None
+    frobenius_norm: float | None = None
+    """``‖H‖_F``; ``None``, as the trace, where unknown."""
+    standard_errors: Mapping[str, float] = field(default_factory=dict, repr=False)
+    """Name of one of the four above -> its standard error; empty where they are exact."""
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -88,9 +120,7 @@ class RankEstimate:
         Returns:
             A ``matplotlib.figure.Figure`` that pyplot does not know, so nothing needs closing.
         """
-        from lightning_hessrank.dashboard.figures import sorted_figure
-
-        return sorted_figure(self, bound)
+        return figure_of(self, bound)
 
     def rank_at(self, rtol: float) -> int | float:
         """Return the count beyond another relative tolerance; nan where the rank is.
@@ -118,6 +148,25 @@ class RankEstimate:
             f"the {self.method} method knows the count at rtol {resolved} only, not at {rtol:.3g}; "
             "pass that rtol to the measurement, or use method='dense'"
         )
+
+    def range_at(self, rtol: float) -> tuple[int, int]:
+        """Return (lower, upper) count beyond a relative tolerance; equal where it is exact.
+
+        The lower count is certain: a subspace never shows more eigenvalues beyond a cut than there
+        are. The upper one is what its probes allow. ``(0, num_parameters)`` where nothing is known.
+
+        Raises:
+            ValueError: ``rtol`` is outside ``[0, 1)``.
+        """
+        rtol = check_rtol(rtol)
+        for known, found in self.ranges.items():
+            if math.isclose(rtol, known, rel_tol=1e-9, abs_tol=0.0):
+                return found
+        try:
+            count = self.rank_at(rtol)
+        except ValueError:
+            return 0, self.num_parameters
+        return (0, self.num_parameters) if math.isnan(count) else (int(count), int(count))
 
 
 def nan_estimate(
@@ -213,9 +262,7 @@ class RankBound:
         Returns:
             A ``matplotlib.figure.Figure`` that pyplot does not know, so nothing needs closing.
         """
-        from lightning_hessrank.dashboard.figures import bound_figure
-
-        return bound_figure(self)
+        return figure_of(self)
 
     def __str__(self) -> str:
         """Table of the layers and totals."""
@@ -312,30 +359,32 @@ def validity(is_theorem: bool) -> str:
 
 def format_bound(bound: RankBound) -> str:
     """Lay out a bound as an aligned plain-text table."""
-    per_layer = "block of H" if bound.functional is None else "functional"
-    rows = [("layer", "parameters", per_layer)]
-    rows += [(x.name, f"{x.num_parameters:,}", f"{x.functional:,}") for x in bound.layers]
-    widths = [max(len(row[i]) for row in rows) for i in range(3)]
-
-    def line(row: tuple[str, str, str]) -> str:
-        return f"{row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:>{widths[2]}}"
-
-    rule = "-" * (sum(widths) + 4)
     title = f"Rank bound of the loss Hessian ({bound.kind}, {validity(bound.is_theorem)})"
+    per_layer = "block of H" if bound.functional is None else "functional"
+    layers = [(x.name, f"{x.num_parameters:,}", f"{x.functional:,}") for x in bound.layers]
     sums = [("outer-product", bound.outer), ("functional", bound.functional)]
     sums += [("total", bound.total), ("parameters", bound.num_parameters)]
-    totals = [f"{name:<14}{value:>12,}" for name, value in sums if value is not None]
-    body = [line(rows[0]), rule, *map(line, rows[1:]), rule]
-    return "\n".join([title, *_conditions(bound), "", *body, *totals, "", bound.reason])
+    totals = Table((), [(name, f"{value:,}") for name, value in sums if value is not None])
+    return "\n".join(
+        [
+            *(title, holds_for(bound), ""),
+            Table(("layer", "parameters", per_layer), layers).plain(ruled=True),
+            *(totals.plain(widths=(13, 11)), "", bound.reason),
+        ]
+    )
 
 
-def _conditions(bound: RankBound) -> list[str]:
-    """What a bound holds for, in words."""
+def holds_for(bound: RankBound) -> str:
+    """Say in words for which data a bound holds."""
     facts = []
     if bound.input_rank is not None:
         facts.append(f"inputs of rank {bound.input_rank:,}")
     if bound.num_samples is not None:
         facts.append(f"{bound.num_samples:,} samples")
+    elif bound.kind == "batch":
+        facts.append("the given batches")
+    else:
+        facts.append("any number of samples")
     if bound.outputs is not None:
         facts.append(f"{bound.outputs:,} effective outputs per sample")
-    return ["for " + ", ".join(facts)] if facts else []
+    return "for " + ", ".join(facts)

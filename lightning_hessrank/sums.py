@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from lightning_hessrank.estimators.dense import spectrum_estimate, symmetric_eigenvalues
 from lightning_hessrank.estimators.sketch import MIN_GAP, OVERSAMPLING
-from lightning_hessrank.hessian.operator import NonFiniteError
 from lightning_hessrank.measure import hessian_matrix
-from lightning_hessrank.results import Part, RankEstimate, nan_estimate
+from lightning_hessrank.results import NonFiniteError, Part, RankEstimate, nan_estimate
 from lightning_hessrank.subject.step import model_step
 from lightning_hessrank.subject.subject import Subject
 from lightning_hessrank.tolerance import machine_rtol, numerical_rank

@@ -8,12 +8,21 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from lightning_hessrank.monitor import run
+from lightning_hessrank.monitor import bounds
 from lightning_hessrank.results import RankBound
 
 torch.set_num_threads(1)
 logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave benchmarks out unless ``-m`` speaks of them."""
+    if "benchmark" in config.option.markexpr:
+        return
+    left_out = [item for item in items if item.get_closest_marker("benchmark")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if not item.get_closest_marker("benchmark")]
 
 
 @pytest.fixture(autouse=True)
@@ -42,4 +51,4 @@ def stub_bounds(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     if "real_bounds" in request.fixturenames:
         return
     stub = RankBound(9, 5, 4, (), 9, "closed-form", is_theorem=False, reason="It is a stub.")
-    monkeypatch.setattr(run, "reference_bound", lambda subject: stub)
+    monkeypatch.setattr(bounds, "reference_bound", lambda subject: stub)

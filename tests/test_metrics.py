@@ -334,6 +334,7 @@ def test_logged_as_an_object_by_a_trainer(tmp_path: Any) -> None:
 # -- several processes -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_processes_add_up(tmp_path: Any) -> None:
     mp.spawn(accumulate, (str(tmp_path),), nprocs=2)
     outcome = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]

@@ -28,11 +28,16 @@ import torch
 from torch import Tensor
 
 from lightning_hessrank.bounds.inputs import matrix_rank
-from lightning_hessrank.bounds.trace import layer_name
-from lightning_hessrank.network.layers import LinearCall
+from lightning_hessrank.network.function import layer_name, layers_of
+from lightning_hessrank.network.layers import Layer
 from lightning_hessrank.network.losses import ignores_shifts
-from lightning_hessrank.network.recorder import RecordedUse, UseRecorder
-from lightning_hessrank.results import BoundNotAvailableError, LayerBound, RankBound
+from lightning_hessrank.network.recorder import LayerRecorder, RecordedUse
+from lightning_hessrank.results import (
+    BoundNotAvailableError,
+    LayerBound,
+    NonFiniteError,
+    RankBound,
+)
 
 #: Patches wider than this are not looked into: their width is their rank.
 MAX_WIDTH = 1200
@@ -60,6 +65,7 @@ def live_batch_bound(
     Raises:
         BoundNotAvailableError: the loss is not a function of the parameters, or the batches use
             the layers in different orders.
+        NonFiniteError: the loss, or an input or signal of a layer, is nan or inf.
     """
     records = [_record(evaluate, parameters) for evaluate in evaluations]
     counts = {len(record.uses) for record in records}
@@ -69,14 +75,11 @@ def live_batch_bound(
             f"({' and '.join(map(str, sorted(counts)))} linear operations), so that their "
             "activations cannot be joined layer by layer"
         )
-    layers: dict[str, list[str]] = {}
-    for name in parameters:
-        layers.setdefault(layer_name(name), []).append(name)
     uncovered = frozenset().union(*(record.uncovered for record in records))
     # Where they enter is unknown: before every layer, for all that can be said.
     unseen = frozenset().union(*(record.unseen for record in records))
     bounds = []
-    for layer, names in layers.items():
+    for layer, names in layers_of(parameters).items():
         size = sum(parameters[name].numel() for name in names)
         rank = sum(parameters[name].numel() for name in names if name in uncovered)
         places = [
@@ -122,20 +125,21 @@ class _Record:
 
 
 def _record(evaluate: Callable[[], Tensor], parameters: Mapping[str, Tensor]) -> _Record:
-    recorder = UseRecorder(parameters)
+    recorder = LayerRecorder(parameters)
     with torch.enable_grad(), recorder:
         loss = evaluate()
     if not loss.requires_grad:
         raise BoundNotAvailableError(
             "the loss does not depend on any parameter, so there is no Hessian to bound"
         )
-    uses = recorder.finish()
+    uses = [use for use in recorder.finish() if use.is_linear]
     at = [*(use.output for use in uses), *parameters.values()]
     grads = torch.autograd.grad(loss, at, retain_graph=True, allow_unused=True)
     signals = [
         torch.zeros_like(use.output) if g is None else g
         for use, g in zip(uses, grads, strict=False)
     ]
+    _check_finite(loss, uses, signals)
     for use in uses:
         use.behind_softmax = use.behind_softmax and ignores_shifts(loss, use.output, 1, parameters)
     explained = {name: torch.zeros_like(p) for name, p in parameters.items()}
@@ -153,19 +157,36 @@ def _record(evaluate: Callable[[], Tensor], parameters: Mapping[str, Tensor]) ->
     return _Record(uses, signals, frozenset(uncovered), frozenset(uncovered) - recorder.touched)
 
 
+def _check_finite(loss: Tensor, uses: Sequence[RecordedUse], signals: Sequence[Tensor]) -> None:
+    """Raise :class:`NonFiniteError`, with the first layer forwards or backwards that shows it."""
+    inputs = [(use, "input", use.layer.input) for use in uses]
+    gradients = [
+        (use, "gradient at the output", signal) for use, signal in zip(uses, signals, strict=True)
+    ]
+    for use, what, x in (*inputs, *reversed(gradients)):
+        bad = int((~torch.isfinite(x.detach())).sum()) if x.layout == torch.strided else 0
+        if bad:
+            raise NonFiniteError(
+                f"the {what} of layer '{layer_name(min(use.names))}' is not finite ({bad} of "
+                f"{x.numel()} values): look at the weights and the data"
+            )
+    if not bool(torch.isfinite(loss)):
+        raise NonFiniteError(f"the loss is not finite ({float(loss.detach())}): look at the data")
+
+
 def _direct_gradients(
     use: RecordedUse, signal: Tensor, parameters: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """Gradients that this one use contributes to its parameters."""
-    call = use.call
-    leaves = [call.weight.detach().requires_grad_()]
+    layer = use.layer
+    leaves = [layer.weight.detach().requires_grad_()]
     with torch.enable_grad():
-        z = call.apply(call.input.detach(), leaves[0])
-        if call.bias is not None:
-            leaves.append(call.bias.detach().requires_grad_())
-            z = call.apply_bias(z, leaves[1])
+        z = layer.apply(layer.input.detach(), leaves[0])
+        if layer.bias is not None:
+            leaves.append(layer.bias.detach().requires_grad_())
+            z = layer.add_bias(z, leaves[1])
     parts = torch.autograd.grad(z, leaves, signal)
-    ends = [call.weight] if call.bias is None else [call.weight, call.bias]
+    ends = [layer.weight] if layer.bias is None else [layer.weight, layer.bias]
     pairs = [(x, g) for x, g in zip(ends, parts, strict=True) if x.requires_grad]
     names = sorted(use.names)
     grads = torch.autograd.grad(
@@ -182,20 +203,21 @@ def _direct_gradients(
 def _use_rank(batches: Sequence[tuple[RecordedUse, Tensor]], before: int) -> int:
     """Rank of ``V ↦ (V a_n, Vᵀ g_n)``, at most, over all batches; ``before``: ``E``."""
     use = batches[0][0]
-    groups, m, c, k = use.call.slices
+    groups, m, c, k = use.layer.slices
     biased = use.has_bias
     constant = int(biased)
 
-    def patches(call: LinearCall, a: Tensor) -> Tensor:
-        columns = call.patches(a)
-        return torch.cat([columns, columns.new_ones(groups, constant, columns.shape[2])], dim=1)
+    def patches(layer: Layer, a: Tensor) -> Tensor:
+        columns = layer.patches(a)
+        n, *_, positions = columns.shape
+        return torch.cat([columns, columns.new_ones(n, groups, constant, positions)], dim=2)
 
-    inputs = [(u.call, u.call.input) for u, _ in batches]
-    signals = [(u.call, g) for u, g in batches]
+    inputs = [(u.layer, u.layer.input) for u, _ in batches]
+    signals = [(u.layer, g) for u, g in batches]
     outputs = sum(g.numel() for _, g in batches) // (groups * m)
     places = sum(a.numel() for _, a in inputs) // (groups * c)
     alphas = _ranks(inputs, patches, (groups, c * k + constant), outputs)
-    betas = _ranks(signals, LinearCall.adjoint_patches, (groups, m * k), places)
+    betas = _ranks(signals, Layer.adjoint_patches, (groups, m * k), places)
     rows = m - 1 if groups == 1 and all(u.behind_softmax for u, _ in batches) else m
     total, own, others = 0, 0, 0
     for alpha, beta in zip(alphas, betas, strict=True):
@@ -207,16 +229,16 @@ def _use_rank(batches: Sequence[tuple[RecordedUse, Tensor]], before: int) -> int
 
 
 def _ranks(
-    batches: Sequence[tuple[LinearCall, Tensor]],
-    unfold: Callable[[LinearCall, Tensor], Tensor],
+    batches: Sequence[tuple[Layer, Tensor]],
+    unfold: Callable[[Layer, Tensor], Tensor],
     shape: tuple[int, int],
     places: int,
 ) -> list[int]:
     """Rank per group of the unfolded columns of all batches, at most.
 
     Args:
-        batches: a call and what is unfolded with it.
-        unfold: gives columns, shape ``(groups, width, places)``.
+        batches: a layer and what is unfolded with it.
+        unfold: gives columns, shape ``(N, groups, width, places)``.
         shape: ``(groups, width)``.
         places: number of columns in all batches.
     """
@@ -228,9 +250,10 @@ def _ranks(
     mixed = min(places, width + 16)
     total = torch.zeros(groups, width, mixed, dtype=torch.float64)
     per_sample = max(1, width * places // sum(max(1, len(x)) for _, x in batches))
-    for call, whole in batches:
-        for x in whole.detach().split(max(1, BLOCK // per_sample)):
-            columns = unfold(call, x).to("cpu", torch.float64)
+    for layer, whole in batches:
+        step = max(1, BLOCK // per_sample) if layer.has_samples else max(1, len(whole))
+        for x in whole.detach().split(step):
+            columns = unfold(layer, x).to("cpu", torch.float64).movedim(0, -1).flatten(2)
             weights = torch.randn(columns.shape[2], mixed, generator=generator, dtype=torch.float64)
             total += columns @ weights
     return [matrix_rank(x) for x in total]

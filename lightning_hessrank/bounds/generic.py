@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lightning_hessrank.bounds.model import LinearModel
 from lightning_hessrank.bounds.trace import Weights
+from lightning_hessrank.network.autograd import pull_back
 
 
 class GenericHessian:
@@ -54,7 +55,7 @@ class GenericHessian:
             cotangents = [
                 v.reshape(-1, *p.shape) for v, p in zip(pieces, self.parameters, strict=True)
             ]
-            products.append(batched_gradient(self._gradient, self.parameters, cotangents).T)
+            products.append(_rows(self._gradient, self.parameters, cotangents).T)
         return torch.cat(products, dim=1) if products else torch.zeros_like(vectors)
 
     def jacobian(self, samples: int) -> Tensor:
@@ -67,24 +68,13 @@ class GenericHessian:
                 units = torch.eye(f.numel(), dtype=f.dtype, device=f.device)
                 units = units.reshape(-1, *f.shape)
                 units = torch.stack([self.model.loss.project(u) for u in units])
-                rows.append(batched_gradient((f,), self.parameters, (units,)))
+                rows.append(_rows((f,), self.parameters, (units,)))
         return torch.cat(rows)
 
 
-def batched_gradient(
+def _rows(
     outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor]
 ) -> Tensor:
     """Gradients for a batch of cotangents, flattened side by side, shape ``(k, size)``."""
-    k = len(cotangents[0])
-    pairs = [(y, v) for y, v in zip(outputs, cotangents, strict=True) if y.requires_grad]
-    grads: Sequence[Tensor | None] = (None,) * len(inputs)
-    if pairs:
-        ys, vs = zip(*pairs, strict=True)
-        grads = torch.autograd.grad(
-            ys, inputs, vs, retain_graph=True, allow_unused=True, is_grads_batched=True
-        )
-    rows = [
-        x.new_zeros(k, x.numel()) if g is None else g.reshape(k, -1)
-        for g, x in zip(grads, inputs, strict=True)
-    ]
-    return torch.cat(rows, dim=1)
+    grads = pull_back(outputs, inputs, cotangents)
+    return torch.cat([g.reshape(len(g), -1) for g in grads], dim=1)

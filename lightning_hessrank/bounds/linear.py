@@ -11,8 +11,9 @@ from lightning_hessrank.bounds.closed_form import ClosedForm, biased_chain_rank,
 from lightning_hessrank.bounds.model import LinearModel, linear_model
 from lightning_hessrank.bounds.patch import Ranks, patch_ranks
 from lightning_hessrank.bounds.sampling import generic_ranks, generic_width, sharpened
-from lightning_hessrank.bounds.trace import INPUT, LayerUse, layer_name
-from lightning_hessrank.network.losses import LossKind, Network
+from lightning_hessrank.bounds.trace import INPUT, LayerUse
+from lightning_hessrank.network.function import Network
+from lightning_hessrank.network.losses import LossKind
 from lightning_hessrank.results import (
     BoundKind,
     BoundNotAvailableError,
@@ -133,7 +134,7 @@ def closed_form(model: LinearModel) -> ClosedForm | str:
     reason = _not_a_chain(model)
     if reason is not None:
         return reason
-    widths = [use.output.shape[1] for use in uses[:-1]]
+    widths = [use.layer.slices.rows for use in uses[:-1] if use.layer is not None]
     biased = [bool(use.biases) for use in uses]
     if not any(biased):
         if model.has_constant:
@@ -158,8 +159,8 @@ def _not_a_chain(model: LinearModel) -> str | None:
     for use in uses:
         reason = _not_a_link(model, use)
         if reason is not None:
-            return f"layer '{layer_name(min(use.weights | use.biases))}' {reason}"
-    names = [name for use in uses for name in use.weights | use.biases]
+            return f"layer '{use.owner}' {reason}"
+    names = [name for use in uses for name in use.names]
     if len(names) != len(set(names)):
         return "some layers share their parameters"
     if not uses or model.trace.sources != (len(uses) - 1,):
@@ -168,15 +169,15 @@ def _not_a_chain(model: LinearModel) -> str | None:
 
 
 def _not_a_link(model: LinearModel, use: LayerUse) -> str | None:
-    call = use.call
-    if call is None or call.type not in {"linear", "matmul"} or call.input.ndim != 2:
+    layer = use.layer
+    if layer is None or layer.slices[0] != 1 or layer.slices.taps != 1 or layer.input.ndim != 2:
         return "is not fully connected"
     if use.source != (use.index - 1 if use.index else INPUT):
         return "does not simply follow the layer before it"
     whole = sum(model.network.parameters[name].numel() for name in use.weights)
-    if not use.is_linear or whole != call.weight.numel():
+    if not use.is_linear or whole != layer.weight.numel():
         return "has a weight computed from parameters"
-    if call.input.shape != (len(model.trace.inputs[0]), call.slices.columns):
+    if layer.input.shape != (len(model.trace.inputs[0]), layer.slices.columns):
         return "works on several positions of a sample"
     return None
 
@@ -185,7 +186,7 @@ def _layered(model: LinearModel, form: ClosedForm) -> Ranks:
     """The closed form with its columns by layer, capped by parameters and samples."""
     columns, p, n = dict.fromkeys(model.layers, 0), model.num_parameters, model.span.num_samples
     for use, column in zip(model.trace.uses, form.columns, strict=True):
-        layer = layer_name(min(use.weights | use.biases))
+        layer = use.owner
         columns[layer] = min(model.layer_size(layer), column)
     outer = min(p, form.outer, p if n is None else n * model.outputs)
     return Ranks(min(p, form.total), outer, min(p, form.functional), columns, columns)

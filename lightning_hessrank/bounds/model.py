@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -12,8 +13,9 @@ from torch import Tensor
 
 from lightning_hessrank.bounds.inputs import InputSpan, flatten
 from lightning_hessrank.bounds.surrogate import Surrogate
-from lightning_hessrank.bounds.trace import Trace, Weights, layer_name
-from lightning_hessrank.network.losses import LossKind, Network
+from lightning_hessrank.bounds.trace import Trace, Weights
+from lightning_hessrank.network.function import Network, layer_name, layers_of
+from lightning_hessrank.network.losses import LossKind
 from lightning_hessrank.results import BoundNotAvailableError
 
 
@@ -46,14 +48,10 @@ class LinearModel:
         """Trainable parameters, used or not."""
         return sum(p.numel() for p in self.network.parameters.values())
 
-    @property
-    def layers(self) -> dict[str, tuple[str, ...]]:
+    @cached_property
+    def layers(self) -> dict[str, list[str]]:
         """Parameters of each layer, in the order of the network's parameters."""
-        layers: dict[str, tuple[str, ...]] = {}
-        for name in self.network.parameters:
-            layer = layer_name(name)
-            layers[layer] = (*layers.get(layer, ()), name)
-        return layers
+        return layers_of(self.network.parameters)
 
     def layer_size(self, layer: str) -> int:
         """Number of parameters of a layer."""
@@ -64,7 +62,7 @@ class LinearModel:
         forward = 0
         for use in self.trace.uses:
             positions = use.output.numel() // max(1, len(self.trace.inputs[0]))
-            fan_in = 1 if use.call is None else use.call.slices.columns * use.call.slices.taps
+            fan_in = 1 if use.layer is None else use.layer.slices.columns * use.layer.slices.taps
             # Touching an output costs about as much as a hundred multiply-adds in a product.
             forward += positions * (fan_in + 100)
         # Forward, backward and their derivatives.

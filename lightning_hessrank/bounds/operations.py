@@ -40,7 +40,9 @@ BATCH_NORM_ARGUMENTS = (
 #: Casts: the surrogate stays in its own precision.
 CASTS = _names("float double half bfloat16 type_as")
 #: Rearrangements that leave every sample's features in their order.
-RESHAPES = _names("view reshape flatten squeeze unsqueeze contiguous clone unflatten view_as gate")
+RESHAPES = _names("""
+    view reshape flatten squeeze unsqueeze contiguous clone unflatten view_as requires_grad gate
+""")
 #: Linear in all their tensors jointly, so that no test is needed.
 LINEAR = RESHAPES | _names("""
     add sub radd rsub iadd isub neg sum mean nansum cat concat concatenate stack hstack vstack
@@ -48,19 +50,12 @@ LINEAR = RESHAPES | _names("""
     swapaxes movedim moveaxis expand expand_as repeat roll flip pad avg_pool1d avg_pool2d
     avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d interpolate upsample
     pixel_shuffle pixel_unshuffle channel_shuffle unfold fold cumsum diff tril triu get
-    lerp_linear requires_grad retain_grad register_hook
+    lerp_linear retain_grad register_hook
 """)
 #: Polynomial in all their tensors: where random weights go in, generic ones come out.
 POLYNOMIAL = CASTS | _names("""
     mul rmul imul matmul rmatmul mm bmm einsum kron outer addmm baddbmm dot tensordot to setitem
     linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d
-""")
-#: The surrogate ends where the loss function begins.
-LOSSES = _names("""
-    binary_cross_entropy binary_cross_entropy_with_logits cosine_embedding_loss cross_entropy
-    ctc_loss gaussian_nll_loss hinge_embedding_loss huber_loss kl_div l1_loss margin_ranking_loss
-    mse_loss multi_margin_loss multilabel_margin_loss multilabel_soft_margin_loss nll_loss
-    poisson_nll_loss smooth_l1_loss soft_margin_loss triplet_margin_loss
 """)
 #: Products of two activations, or gates: no multilinear surrogate.
 PRODUCTS = {

@@ -41,7 +41,8 @@ from dataclasses import dataclass
 from lightning_hessrank.bounds.model import LinearModel
 from lightning_hessrank.bounds.slices import PatchSpans, UseSpans, patch_spans
 from lightning_hessrank.bounds.spans import GrowingSpan
-from lightning_hessrank.bounds.trace import LayerUse, layer_name
+from lightning_hessrank.bounds.trace import LayerUse
+from lightning_hessrank.network.function import layer_name
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def patch_ranks(model: LinearModel) -> Ranks:
     columns = dict.fromkeys(model.layers, 0)
     totals = dict.fromkeys(model.layers, 0)
     for use, bound in zip(model.trace.uses, _use_bounds(model, spans, outer), strict=True):
-        for layer in {layer_name(name) for name in use.weights | use.biases}:
+        for layer in {layer_name(name) for name in use.names}:
             size = model.layer_size(layer)
             columns[layer] = min(size, columns[layer] + bound.column)
             totals[layer] = min(size, totals[layer] + bound.total)
@@ -128,11 +129,11 @@ def _use_bounds(model: LinearModel, spans: PatchSpans, outer: int) -> list[_UseB
 
 
 def _size(use: LayerUse, model: LinearModel) -> int:
-    return sum(model.network.parameters[name].numel() for name in use.weights | use.biases)
+    return sum(model.network.parameters[name].numel() for name in use.names)
 
 
 def _later(span: UseSpans) -> int:
-    return sum(span.call.slices.rows * alpha for alpha in span.later.ranks)
+    return sum(span.layer.slices.rows * alpha for alpha in span.later.ranks)
 
 
 def _earlier(span: UseSpans) -> int:

@@ -13,7 +13,7 @@ from lightning_hessrank.bounds.inputs import flatten
 from lightning_hessrank.bounds.model import LinearModel
 from lightning_hessrank.bounds.spans import GrowingSpan
 from lightning_hessrank.bounds.trace import LayerUse, Trace, Weights
-from lightning_hessrank.network.layers import LinearCall
+from lightning_hessrank.network.layers import Layer
 
 #: More passes than this are not made; spans that still grow then count with their caps.
 MAX_PASSES = 64
@@ -35,12 +35,12 @@ class Row(NamedTuple):
 class UseSpans:
     """What is sampled for one use with a matrix."""
 
-    def __init__(self, use: LayerUse, call: LinearCall, model: LinearModel, passes: int) -> None:
-        self.use, self.call = use, call
-        self.slices = [call.slices] if use.folded is None else [call.slices, use.folded]
+    def __init__(self, use: LayerUse, layer: Layer, model: LinearModel, passes: int) -> None:
+        self.use, self.layer = use, layer
+        self.slices = [layer.slices] if use.folded is None else [layer.slices, use.folded]
         self.has_bias = bool(use.biases)
-        samples, n = max(1, model.residual_samples()), call.input.shape[0]
-        groups, m, c, k = call.slices
+        samples, n = max(1, model.residual_samples()), layer.input.shape[0]
+        groups, m, c, k = layer.slices
 
         def span(width: int, places: int, vectors: int) -> GrowingSpan:
             return GrowingSpan(groups, width, places, passes * vectors, model.generator)
@@ -53,7 +53,7 @@ class UseSpans:
         self.earlier_full = []
         for s in self.slices:
             width = s.rows * s.taps
-            places = samples * max(1, call.input.numel() // (n * groups * s.columns))
+            places = samples * max(1, layer.input.numel() // (n * groups * s.columns))
             self.earlier.append(span(width, places, s.columns))
             self.earlier_full.append(span(width, width, _full(width, 2 * s.columns)))
 
@@ -74,7 +74,7 @@ class UseSpans:
 
     def add(self, rows: Row, jacobian: Row | None) -> None:
         """Add the slices of one row of each kind: of the functional Hessian, of the Jacobian."""
-        groups = self.call.slices.groups
+        groups = self.layer.slices.groups
         if rows.g_tangent is None:  # nothing later to see it
             self.later.close([0] * groups)
         if rows.a_tangent is None:  # nothing earlier
@@ -113,20 +113,20 @@ class UseSpans:
 
     def _gradient(self, a: Tensor, g: Tensor) -> Tensor:
         """Gradient of the weight, shape ``(groups, m, c, k)``, for an input and a cotangent."""
-        weight = self.call.weight.detach().requires_grad_()
+        weight = self.layer.weight.detach().requires_grad_()
         with torch.enable_grad():
-            z = self.call.apply(a.detach(), weight)
-        return self.call.to_slices(torch.autograd.grad(z, weight, g)[0])
+            z = self.layer.apply(a.detach(), weight)
+        return self.layer.to_slices(torch.autograd.grad(z, weight, g)[0])
 
     def _patches(self, gradient: Tensor, g: Tensor) -> Tensor:
         """Slices per output channel, with the gradient of the bias as their last entry."""
-        groups, m, c, k = self.call.slices
+        groups, m, c, k = self.layer.slices
         rows = gradient.reshape(groups, m, c * k)
         if not self.has_bias:
             return rows
         bias = torch.zeros(groups * m, dtype=g.dtype, device=g.device, requires_grad=True)
         with torch.enable_grad():
-            z = self.call.apply_bias(torch.zeros_like(g), bias)
+            z = self.layer.add_bias(torch.zeros_like(g), bias)
         constant = torch.autograd.grad(z, bias, g)[0]
         return torch.cat([rows, constant.reshape(groups, m, 1)], dim=2)
 
@@ -153,9 +153,9 @@ class PatchSpans:
 def patch_spans(model: LinearModel) -> PatchSpans:
     """Sample the slices of every use until their spans are complete."""
     weights = model.weights()
-    calls = [(use, use.call) for use in model.trace.uses if use.call is not None]
+    layers = [(use, use.layer) for use in model.trace.uses if use.layer is not None]
     passes = min(MAX_PASSES, BUDGET // model.product_cost())
-    uses = {use.index: UseSpans(use, call, model, passes) for use, call in calls}
+    uses = {use.index: UseSpans(use, layer, model, passes) for use, layer in layers}
     width = model.span.num_samples or model.span.features
     vectors = 2 * passes * max(1, model.residual_samples())
     inputs = GrowingSpan(1, width, model.span.rank, vectors, model.generator)
@@ -198,8 +198,8 @@ def _tangent_pass(
         trace = model.surrogate.run(samples, weights.moved())
         uses, inputs = _cotangents(trace, residuals, wanted)
         for use, cotangent in uses:
-            if use.call is not None:
-                a, a_tangent = forward_ad.unpack_dual(use.call.input)
+            if use.layer is not None:
+                a, a_tangent = forward_ad.unpack_dual(use.layer.input)
                 g, g_tangent = forward_ad.unpack_dual(cotangent)
                 rows[use.index] = Row(a, g, a_tangent, g_tangent)
         parts = [part for x in inputs for part in [forward_ad.unpack_dual(x)]]
@@ -214,9 +214,9 @@ def _jacobian_pass(model: LinearModel, weights: Weights, wanted: set[int]) -> di
     """One random input and output cotangent: a row of the Jacobian."""
     trace = model.surrogate.run(model.sample(1), weights)
     return {
-        use.index: Row(use.call.input, g)
+        use.index: Row(use.layer.input, g)
         for use, g in _cotangents(trace, model.cotangents(trace.outputs), wanted)[0]
-        if use.call is not None
+        if use.layer is not None
     }
 
 

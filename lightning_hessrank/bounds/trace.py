@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils._pytree import tree_leaves
 
-from lightning_hessrank.network.layers import LinearCall, Slices
+from lightning_hessrank.network.function import layer_name
+from lightning_hessrank.network.layers import Layer, Slices
 
 #: Larger weights are Gaussian: their decomposition takes long, and they are seldom sampled.
 MAX_CONDITIONED = 100_000
@@ -57,7 +60,7 @@ class LayerUse:
     weights: frozenset[str]
     """Names of the parameters that the weight is made of."""
     biases: frozenset[str]
-    call: LinearCall | None
+    layer: Layer | None
     """``None``: the parameters enter in another way than as a weight with a matrix."""
     source: int | None
     """The use whose output this one reads; see :class:`Activation`."""
@@ -66,6 +69,16 @@ class LayerUse:
     output: Tensor
     folded: Slices | None = None
     """For a linear layer that reads flattened feature maps: ``c`` channels at ``k`` positions."""
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Of all its parameters."""
+        return self.weights | self.biases
+
+    @property
+    def owner(self) -> str:
+        """Name of the layer, or of one of them."""
+        return layer_name(min(self.names))
 
 
 @dataclass
@@ -138,6 +151,48 @@ class Weights:
         return self._constants[self._next - 1].to(like)
 
 
-def layer_name(parameter: str) -> str:
-    """Qualified name of the module that owns a parameter, or the parameter's own at top level."""
-    return parameter.rpartition(".")[0] or parameter
+class Run:
+    """What is known of the tensors of one run of the surrogate, and its trace."""
+
+    def __init__(self, parameters: Iterable[str], weights: Weights) -> None:
+        self.weights = weights
+        self.trace = Trace()
+        # Keeps tagged tensors alive, so that their ids stay theirs.
+        self._tags: dict[int, tuple[Tensor, Activation | Weight]] = {}
+        self._masks: dict[int, Tensor] = {}
+        for name in parameters:
+            self.tag_all(weights.values[name], Weight(frozenset({name})))
+
+    def tag_all(self, result: Any, tag: Activation | Weight) -> Any:
+        """Remember what every floating-point tensor of a result is; return it."""
+        for x in tree_leaves(result):
+            if isinstance(x, Tensor) and x.is_floating_point():
+                self._tags[id(x)] = (x, tag)
+        return result
+
+    def tag_of(self, value: object) -> Activation | Weight | None:
+        """What a value is, if it depends on inputs or parameters."""
+        return self._tags[id(value)][1] if id(value) in self._tags else None
+
+    def tags_in(self, values: Any) -> list[Activation | Weight]:
+        """The tags of all leaves that have one."""
+        return [tag for x in tree_leaves(values) if (tag := self.tag_of(x)) is not None]
+
+    def note_masks(self, result: Any) -> Any:
+        """Remember that all tensors of a result are masks; return it."""
+        for x in tree_leaves(result):
+            if isinstance(x, Tensor) and x.ndim:
+                self._masks[id(x)] = x
+        return result
+
+    def is_mask(self, value: object) -> bool:
+        """Whether a value says where activations are large or small, as a number or a truth."""
+        return id(value) in self._masks
+
+    def is_weight(self, value: object) -> bool:
+        """Whether a value depends on parameters and not on inputs."""
+        return isinstance(self.tag_of(value), Weight)
+
+    def is_activation(self, value: object) -> bool:
+        """Whether a value depends on inputs."""
+        return isinstance(self.tag_of(value), Activation)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-import logging
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,21 +16,14 @@ from rich.progress import Progress
 from torch.utils.data import DataLoader
 
 from lightning_hessrank.cli.checkpoints import Checkpoint, CheckpointError, find_checkpoints
-from lightning_hessrank.cli.parameters import Model, fail, parse_spec
+from lightning_hessrank.cli.history import history_table
+from lightning_hessrank.cli.parameters import Model, fail, parse_method, parse_spec
 from lightning_hessrank.cli.spec import Spec, SpecError
 from lightning_hessrank.network.batches import list_tensors
+from lightning_hessrank.subject.isolation import frozen_rng
 
 if TYPE_CHECKING:
     from lightning_hessrank.cli.offline import OfflineRun
-
-
-class Method(str, enum.Enum):
-    """How ranks are found; see :class:`lightning_hessrank.HessianRankMonitor`."""
-
-    auto = "auto"
-    dense = "dense"
-    sketch = "sketch"
-    lanczos = "lanczos"
 
 
 class Mode(str, enum.Enum):
@@ -72,7 +65,14 @@ def measure(
             help="Where TensorBoard's files and measurements.csv go. Default: DIR/hessrank.",
         ),
     ] = None,
-    method: Annotated[Method, typer.Option(help="auto: by cost and memory, once.")] = Method.auto,
+    method: Annotated[
+        str,
+        typer.Option(
+            parser=parse_method,
+            metavar="METHOD",
+            help="dense, sketch, lanczos, or auto: by cost and memory, once.",
+        ),
+    ] = "auto",
     rtol: Annotated[
         float | None,
         typer.Option(
@@ -113,20 +113,13 @@ def measure(
 
     tensorboard --logdir lightning_logs
     """
-    from pytorch_lightning import seed_everything
-
-    from lightning_hessrank.cli.offline import SettingsChangedError, open_run
-
-    for namespace in ("pytorch_lightning", "lightning.pytorch"):
-        logging.getLogger(namespace).setLevel(logging.WARNING)  # no tips, no list of devices
-    seed_everything(seed, verbose=False)
     found, failures = find_checkpoints(checkpoints)
     if not found and not failures:
         raise typer.BadParameter(
             f"there is no *.ckpt in {checkpoints} or below", param_hint="'--checkpoints'"
         )
-    settings = {
-        "method": method.value,
+    fixed = {
+        "method": method,
         "rtol": rtol,
         "max_samples": max_samples,
         "module_mode": mode.value,
@@ -138,54 +131,65 @@ def measure(
         "data": data.text,
         "loss_fn": None if loss_fn is None else loss_fn.text,
     }
-    try:
-        run = open_run(
-            output or checkpoints / "hessrank",
-            data=_reference_data(data),
-            loss_fn=None if loss_fn is None else loss_fn.target,
-            settings=settings,
-            names=names,
-        )
-    except SettingsChangedError as error:
-        fail(str(error))
-    try:
-        with _warnings_as_lines():
+    with frozen_rng(seed), _warnings_as_lines():
+        further = {
+            "data": _reference_data(data),
+            "loss_fn": None if loss_fn is None else loss_fn.target,
+            "on_error": "raise",
+        }
+        run = _open(output or checkpoints / "hessrank", {**fixed, **further}, {**fixed, **names})
+        try:
             _measure_all(run, model, found, failures)
-    except KeyboardInterrupt:
-        typer.echo("\ninterrupted; the same command goes on from here", err=True)
-        raise typer.Exit(130) from None
-    finally:
-        run.close()
-    typer.echo(_table(run.monitor.history))
-    typer.echo(f"\ntensorboard --logdir {run.folder}\n{run.table.path}")
+        except KeyboardInterrupt:
+            typer.echo("\ninterrupted; the same command goes on from here", err=True)
+            raise typer.Exit(130) from None
+        finally:
+            run.close()
+    typer.echo(history_table(run.history))
+    typer.echo(f"\ntensorboard --logdir {run.folder}\n{run.table}")
     for path, reason in failures.items():
         typer.echo(f"not measured: {path}: {reason}", err=True)
     if failures:
         raise typer.Exit(1)
 
 
+def _open(folder: Path, settings: dict[str, Any], fixed: dict[str, Any]) -> OfflineRun:
+    """Begin or continue measurements in a folder."""
+    from lightning_hessrank.cli.offline import FolderError, OfflineRun  # slow to import
+    from lightning_hessrank.monitor.settings import Settings
+
+    try:
+        return OfflineRun(folder, Settings(**settings), fixed)
+    except FolderError as error:
+        fail(str(error))
+    except (TypeError, ValueError) as error:
+        raise typer.BadParameter(str(error)) from error
+
+
 def _measure_all(
     run: OfflineRun, model: Spec, found: list[Checkpoint], failures: dict[Path, str]
 ) -> None:
     """Measure what the folder does not hold yet, and note what cannot be measured."""
+    from lightning_hessrank.monitor.progress import display_bar
+
     todo, conflicts = run.pending(found)
     failures.update(conflicts)
     skipped = len(found) - len(todo) - len(conflicts)
     if skipped:
         typer.echo(f"{skipped} of {len(found)} are measured already, or copies", err=True)
-    if not todo:
-        return
-    with Progress(console=Console(stderr=True)) as progress:
-        task = progress.add_task("measuring", total=len(todo))
+    console = Console(stderr=True)
+    shown = bool(todo) and console.is_terminal
+    with Progress(console=console, transient=True, disable=not shown) as display:
+        task = display.add_task("measuring", total=len(todo))
         for checkpoint in todo:
-            progress.update(task, description=checkpoint.path.name)
+            display.update(task, description=checkpoint.path.name)
             try:
-                run.measure(checkpoint, checkpoint.build(model))
+                run.measure(checkpoint, checkpoint.build(model), display_bar(display))
             except CheckpointError as error:
                 failures[checkpoint.path] = str(error)
             except Exception as error:  # of any kind: the other checkpoints may do
                 failures[checkpoint.path] = f"{type(error).__name__}: {error}"
-            progress.advance(task)
+            display.advance(task)
 
 
 def _reference_data(spec: Spec) -> Any:
@@ -207,35 +211,12 @@ def _reference_data(spec: Spec) -> Any:
     return data
 
 
-def _table(history: list[dict[str, Any]]) -> str:
-    """Lay out the measurements as text."""
-    columns = {
-        "step": "step",
-        "epoch": "epoch",
-        "loss": "loss",
-        "rank": "rank",
-        "rank_outer": "outer",
-        "rank_functional": "functional",
-        "bound": "bound",
-        "num_parameters": "parameters",
-    }
-    shown = {k: title for k, title in columns.items() if any(k in x for x in history)}
-    rows = [list(shown.values())]
-    for record in history:
-        values = [record.get(k, "") for k in shown]
-        rows.append([f"{x:.5g}" if isinstance(x, float) else str(x) for x in values])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(shown))]
-    return "\n".join(
-        "  ".join(f"{x:>{w}}" for x, w in zip(row, widths, strict=True)) for row in rows
-    )
-
-
 @contextmanager
 def _warnings_as_lines() -> Iterator[None]:
     """Print our warnings as lines, without the source that warnings usually show."""
 
     def show(message: Warning | str, *args: Any, **kwargs: Any) -> None:
-        typer.echo(f"Warning: {message}", err=True)
+        print(f"Warning: {message}", file=sys.stderr)  # where the display's stand-in shows it
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)

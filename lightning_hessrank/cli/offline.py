@@ -1,123 +1,103 @@
-"""The offline twin of the callback: the same monitor, fed with checkpoints instead of a fit."""
+"""The offline twin of the callback: the same run, shown checkpoints instead of a fit.
+
+The folder is continued where it stopped, whenever that was. One file, ``monitor.pt``, is the truth,
+and it is replaced in one go. Event files are written before it, so a step that it knows is on the
+dashboard; interrupted in between, the step is measured again and written twice, with the same
+numbers. The table is made from it alone, and made anew whenever the folder is opened.
+"""
 
 from __future__ import annotations
 
 import csv
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers import Logger, TensorBoardLogger
+from torch.utils.tensorboard import SummaryWriter
 
 from lightning_hessrank.cli.checkpoints import Checkpoint
-from lightning_hessrank.monitor.callback import HessianRankMonitor
+from lightning_hessrank.dashboard import Dashboard, scalars
+from lightning_hessrank.monitor.log import logger
+from lightning_hessrank.monitor.place import Place
+from lightning_hessrank.monitor.progress import MakeBar
+from lightning_hessrank.monitor.run import Run
+from lightning_hessrank.monitor.settings import Settings
+from lightning_hessrank.processes import Processes
 
 _STATE = "monitor.pt"
 _TABLE = "measurements.csv"
 
 
-class SettingsChangedError(ValueError):
-    """A folder holds measurements that mean something else than the new ones would."""
+class FolderError(ValueError):
+    """A folder cannot be continued: it means something else, or cannot be read or written."""
 
 
-class OfflineTrainer(pl.Trainer):
-    """A trainer that never trains, and stands at whatever step it is told."""
+class EventFiles:
+    """As much of a logger as the dashboard asks for: TensorBoard's event files in a folder."""
 
-    global_step = 0
-    current_epoch = 0
+    def __init__(self, folder: Path) -> None:
+        self.save_dir = str(folder)
+
+    @cached_property
+    def experiment(self) -> SummaryWriter:
+        """The writer; it begins a file at once, hence only when there is something to write."""
+        return SummaryWriter(self.save_dir)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Write scalars."""
+        for name, value in metrics.items():
+            self.experiment.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Finish the file, if one was begun."""
+        if "experiment" in vars(self):
+            self.experiment.close()
 
 
-class Table(Logger):
-    """One row a checkpoint, in a CSV file that is complete after every row.
+class OfflineRun:
+    """Measurements of one run's checkpoints, kept in a folder.
+
+    The folder has TensorBoard's event files, ``measurements.csv``, and the state of the run, as a
+    checkpoint would keep it: history, reference data, bound.
 
     Args:
-        path: of the file; one that exists is continued.
+        folder: made where it does not exist.
+        settings: what to measure, and how.
+        fixed: what gives the numbers their meaning, builtin types only: compared with what the
+            folder was measured with.
+
+    Raises:
+        FolderError: it was measured with something else, or cannot be read or written.
     """
 
-    experiment = None
-    name = None
-    version = None
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.path = path
+    def __init__(self, folder: Path, settings: Settings, fixed: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.table = folder / _TABLE
         self.rows: list[dict[str, Any]] = []
-        self._current: dict[str, Any] = {}
-        if path.exists():
-            with path.open(newline="", encoding="utf-8") as file:
-                self.rows = list(csv.DictReader(file))
-
-    def at(self, checkpoint: Checkpoint) -> None:
-        """Say which checkpoint the next row belongs to."""
-        self._current = {
-            "checkpoint": checkpoint.path.name,
-            "weights": checkpoint.weights,
-            "epoch": checkpoint.epoch,
-        }
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Add a row, and replace the file by one that has it."""
-        self.rows.append({**self._current, "step": step, **metrics})
-        columns = list(dict.fromkeys(column for row in self.rows for column in row))
-        unfinished = self.path.with_suffix(".part")
-        with unfinished.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(self.rows)
-        os.replace(unfinished, self.path)
-
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing to keep."""
-
-    def has(self, step: int) -> bool:
-        """Whether a step has been measured."""
-        return any(int(row["step"]) == step for row in self.rows)
-
-
-@dataclass
-class OfflineRun:
-    """Measurements of one run's checkpoints, kept in a folder, continued where they stopped.
-
-    The folder has TensorBoard's event files, ``measurements.csv``, and the state of the monitor, as
-    a checkpoint would keep it: history, reference data, bound.
-    """
-
-    folder: Path
-    monitor: HessianRankMonitor
-    settings: dict[str, Any]
-    """What fixes the meaning of the numbers: builtin types only."""
-
-    def __post_init__(self) -> None:
-        """Take up what the folder holds.
-
-        Raises:
-            SettingsChangedError: it was measured with other settings.
-        """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.table = Table(self.folder / _TABLE)
-        tensorboard = TensorBoardLogger(self.folder, name="", version="")
-        self.trainer = OfflineTrainer(
-            accelerator="cpu",
-            logger=[tensorboard, self.table],
-            callbacks=[],
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
+        """One per checkpoint measured: which, and what was found."""
+        self._fixed = dict(fixed)
+        self._run = Run(settings)
+        self._dashboard = Dashboard(name=settings.name)
+        self._events = EventFiles(folder)
         self._begun = False
-        state = self.folder / _STATE
-        if state.exists():
-            kept = torch.load(state, weights_only=True)
-            self._check_settings(kept["settings"])
-            self.monitor.load_state_dict(kept["monitor"])
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._take_up()
+        except OSError as error:
+            raise FolderError(f"{folder} cannot be used: {error.strerror or error}") from error
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """One plain dict per measurement, as the callback's."""
+        return self._run.series.history
 
     def pending(self, found: Sequence[Checkpoint]) -> tuple[list[Checkpoint], dict[Path, str]]:
         """Return the checkpoints that are yet to measure, and those at odds with another."""
-        steps = {int(row["step"]): (row["weights"], row["checkpoint"]) for row in self.table.rows}
+        measured = {row["step"]: (row["weights"], row["checkpoint"]) for row in self.rows}
+        steps = dict(measured)
         todo: list[Checkpoint] = []
         conflicts: dict[Path, str] = {}
         for checkpoint in found:
@@ -129,73 +109,80 @@ class OfflineRun:
                     f"{name} has other weights at the same step {checkpoint.step}: are these two "
                     "runs? Measure each on its own"
                 )
-            elif name == checkpoint.path.name and not self.table.has(checkpoint.step):
+            elif name == checkpoint.path.name and checkpoint.step not in measured:
                 todo.append(checkpoint)
         return todo, conflicts
 
-    def measure(self, checkpoint: Checkpoint, module: Any) -> dict[str, Any]:
-        """Measure a module that has a checkpoint's weights, log it, and return its record.
+    def measure(
+        self, checkpoint: Checkpoint, module: Any, make_bar: MakeBar | None = None
+    ) -> dict[str, Any]:
+        """Measure a module that has a checkpoint's weights, keep and return its record.
 
         Raises:
-            Exception: whatever the monitor raises.
+            Exception: whatever the measurement raises.
         """
-        history = self.monitor.history
+        run, step = self._run, checkpoint.step
         if not self._begun:
-            # As at the start of `fit`: collects the reference data. A monitor that is ahead of its
-            # trainer would begin a new history, so it starts from the last step that it knows.
-            self._stand_at(history[-1] if history else vars(checkpoint))
-            self.table.at(checkpoint)
-            self.monitor.on_fit_start(self.trainer, module)
-            self.monitor.on_train_batch_start(self.trainer, module, None, 0)
-            self._begun = True
-        self._stand_at(vars(checkpoint))
-        self.table.at(checkpoint)
-        self.monitor.on_train_start(self.trainer, module)  # says where the checkpoint stands
-        self.monitor.on_train_end(self.trainer, module)  # unless just measured
-        kept = {"settings": self.settings, "monitor": self.monitor.state_dict()}
+            self._begin(module)
+        run.collect_reference(module, None)
+        measurement = run.take(module, Place.at_checkpoint(step, checkpoint.epoch, make_bar))
+        record = run.series.record(measurement)
+        self._dashboard.write([self._events], measurement, [*self.history, record], step)
+        row = {
+            "checkpoint": checkpoint.path.name,
+            "weights": checkpoint.weights,
+            "epoch": checkpoint.epoch,
+            "step": step,
+            **scalars(measurement, self._dashboard.name),
+        }
+        self.history.append(record)
+        self.rows.append(row)
+        kept = {"settings": self._fixed, "monitor": run.series.state_dict(), "rows": self.rows}
         unfinished = self.folder / f"{_STATE}.part"
         torch.save(kept, unfinished)
-        os.replace(unfinished, self.folder / _STATE)  # an interruption leaves the old or the new
-        return self.monitor.history[-1]
+        os.replace(unfinished, self.folder / _STATE)
+        self._write_table()
+        return record
 
     def close(self) -> None:
         """Finish the files."""
-        for logger in self.trainer.loggers:
-            logger.finalize("success")
+        self._events.close()
 
-    def _stand_at(self, place: Mapping[str, Any]) -> None:
-        self.trainer.global_step = place["step"]
-        self.trainer.current_epoch = place["epoch"]
+    def _begin(self, module: Any) -> None:
+        self._run.series.clock.start()
+        self._run.join(Processes(), module)
+        logger.info(self._dashboard.start([self._events]))
+        self._begun = True
 
-    def _check_settings(self, before: Mapping[str, Any]) -> None:
-        for name, now in self.settings.items():
+    def _take_up(self) -> None:
+        """Go on with what the folder holds."""
+        state = self.folder / _STATE
+        if not state.exists():
+            return
+        try:
+            kept = torch.load(state, weights_only=True)
+            before, monitor, self.rows = kept["settings"], kept["monitor"], kept["rows"]
+        except Exception as error:  # a truncated archive raises half a dozen kinds
+            raise FolderError(
+                f"{state} is damaged or of another version ({type(error).__name__} while reading "
+                "it); remove it to measure anew, or choose another --output"
+            ) from error
+        for name, now in self._fixed.items():
             if before.get(name) != now:
-                raise SettingsChangedError(
+                raise FolderError(
                     f"{self.folder} has measurements with {name}={before.get(name)!r}, not "
                     f"{now!r}: one folder, one meaning; choose another --output, or the same "
                     "settings"
                 )
+        self._run.series.load_state_dict(monitor)
+        self._write_table()
 
-
-def open_run(
-    folder: Path,
-    *,
-    data: Any,
-    loss_fn: Any,
-    settings: Mapping[str, Any],
-    names: Mapping[str, Any],
-) -> OfflineRun:
-    """Begin or continue measurements in a folder.
-
-    Args:
-        folder: made where it does not exist.
-        data: as the monitor takes it.
-        loss_fn: as the monitor takes it.
-        settings: further arguments of the monitor.
-        names: how model, data and loss function were named, to compare with what is there.
-
-    Raises:
-        SettingsChangedError: the folder was measured with other settings.
-    """
-    monitor = HessianRankMonitor(data=data, loss_fn=loss_fn, on_error="raise", **settings)
-    return OfflineRun(folder, monitor, {**settings, **names})
+    def _write_table(self) -> None:
+        """Replace the table by one with every row."""
+        columns = list(dict.fromkeys(column for row in self.rows for column in row))
+        unfinished = self.table.with_suffix(".part")
+        with unfinished.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(self.rows)
+        os.replace(unfinished, self.table)

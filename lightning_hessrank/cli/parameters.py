@@ -10,6 +10,8 @@ import typer
 from torch import nn
 
 from lightning_hessrank.cli.spec import Spec, SpecError
+from lightning_hessrank.estimators import method_names
+from lightning_hessrank.network import losses
 
 
 class Format(str, enum.Enum):
@@ -30,6 +32,18 @@ def parse_spec(text: str) -> Spec:
         return Spec.parse(text)
     except SpecError as error:
         raise typer.BadParameter(str(error)) from error
+
+
+def parse_method(text: str) -> str:
+    """Read the name of a method.
+
+    Raises:
+        BadParameter: nobody knows it.
+    """
+    if text not in method_names():
+        listed = ", ".join(map(repr, method_names()))
+        raise typer.BadParameter(f"{text!r} is not one of {listed}")
+    return text
 
 
 def parse_shape(text: str) -> tuple[int, ...]:
@@ -76,20 +90,18 @@ def build_module(spec: Spec, hint: str = "'MODEL'", **defaults: Any) -> nn.Modul
         ) from error
 
 
-LOSSES = ("mse", "cross_entropy")
-
-
 def find_loss(text: str) -> str | Callable[..., Any]:
     """Return the name of a known loss, or the loss that ``text`` names.
 
     Raises:
         BadParameter: it is neither.
     """
-    if text in LOSSES:
+    if losses.find_loss(text) is not None:
         return text
     if ":" not in text:
         raise typer.BadParameter(
-            f"{text!r} is not a known loss; write {', '.join(LOSSES)}, or package.module:name",
+            f"{text!r} is not a known loss; write package.module:name, or one of "
+            f"{', '.join(losses.names())}",
             param_hint="'--loss'",
         )
     try:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from lightning_hessrank.results import RankBound, validity
+from lightning_hessrank.results import RankBound, holds_for, validity
+from lightning_hessrank.text import Table
 
 _GUIDE = """\
 ### How to read the rank of the loss Hessian
@@ -48,18 +49,14 @@ def bound_table(bound: RankBound) -> str:
     title = "Batch bound" if bound.kind == "batch" else "Linear bound"
     sums = [("**total**", bound.total), ("outer-product", bound.outer)]
     sums += [("functional", bound.functional), ("parameters", bound.num_parameters)]
+    totals = [(name, f"{value:,}") for name, value in sums if value is not None]
     block = "Hessian" if bound.functional is None else "functional Hessian"
-    lines = [
-        f"### {title}: {bound.total:,} ({validity(bound.is_theorem)})",
-        "",
-        f"{bound.kind}: {bound.reason}",
-        "",
-        "| | rank at most |",
-        "|---|---:|",
-        *(f"| {name} | {value:,} |" for name, value in sums if value is not None),
-        "",
-        f"| layer | parameters | its columns of the {block} |",
-        "|---|---:|---:|",
-        *(f"| `{x.name}` | {x.num_parameters:,} | {x.functional:,} |" for x in bound.layers),
-    ]
-    return "\n".join(lines)
+    layers = [(f"`{x.name}`", f"{x.num_parameters:,}", f"{x.functional:,}") for x in bound.layers]
+    return "\n\n".join(
+        [
+            f"### {title}: {bound.total:,} ({validity(bound.is_theorem)})",
+            f"{bound.kind}, {holds_for(bound)}: {bound.reason}",
+            Table(("", "rank at most"), totals).markdown(),
+            Table(("layer", "parameters", f"its columns of the {block}"), layers).markdown(),
+        ]
+    )

@@ -10,8 +10,12 @@ from torch import Tensor
 
 from lightning_hessrank.estimators.dense import symmetric_eigenvalues
 from lightning_hessrank.estimators.probes import GaussianProbes
-from lightning_hessrank.hessian import Progress, SymmetricOperator
-from lightning_hessrank.hessian.operator import multiply_in_blocks, product_blocks
+from lightning_hessrank.hessian.operator import (
+    Progress,
+    SymmetricOperator,
+    multiply_in_blocks,
+    product_blocks,
+)
 
 #: Columns of ``HΩ`` kept until they are multiplied with ``Ωᵀ``: wide products are fast, and
 #: where ``Ω`` is drawn again it is so once for each.

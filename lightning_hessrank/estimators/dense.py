@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from lightning_hessrank.hessian import LossCurvature, Progress, SymmetricOperator
+from lightning_hessrank.estimators.measures import measures_of_spectrum
 from lightning_hessrank.hessian.memory import memory_limit as default_memory_limit
-from lightning_hessrank.hessian.operator import multiply_in_blocks
-from lightning_hessrank.hessian.root import agrees, random_vectors
+from lightning_hessrank.hessian.operator import (
+    Progress,
+    SymmetricOperator,
+    agrees,
+    multiply_in_blocks,
+    random_vectors,
+)
 from lightning_hessrank.results import PARTS, Part, RankEstimate
 from lightning_hessrank.tolerance import COUNT_TOLERANCES, machine_rtol, numerical_rank
 
@@ -45,6 +52,13 @@ def dense_rank(
     if matrix is None:
         matrix = operator.to_dense(progress)
         operator.check_finite(matrix)
+    return _estimate(operator, matrix, rtol, part, start)
+
+
+def _estimate(
+    operator: SymmetricOperator, matrix: Tensor, rtol: float | None, part: Part, start: float
+) -> RankEstimate:
+    """Estimate from the operator's matrix, or from a smaller one."""
     return spectrum_estimate(
         pad_with_zeros(symmetric_eigenvalues(matrix), operator.dim),
         rtol=machine_rtol(operator.dim, operator.dtype) if rtol is None else rtol,
@@ -54,8 +68,47 @@ def dense_rank(
     )
 
 
+#: A smaller matrix of up to so many rows is preferred to any other way.
+MAX_ROWS = 5000
+
+
+def smaller_rank(
+    operator: SymmetricOperator,
+    *,
+    rtol: float | None = None,
+    max_rows: int = MAX_ROWS,
+    memory_limit: int | None = None,
+    part: Part = "total",
+    progress: Progress | None = None,
+) -> RankEstimate | None:
+    """Exact rank from a smaller matrix with the same nonzero eigenvalues, where there is one.
+
+    The outer part has one, of a row for every sample and output, whatever its dimension: then its
+    spectrum is known at every tolerance, whichever method the total needs.
+
+    Args:
+        operator: the symmetric matrix.
+        rtol: relative cut-off in ``[0, 1)``; ``None``: ``dim * eps`` of the operator's dtype.
+        max_rows: of the smaller matrix.
+        memory_limit: bytes; ``None``: half of what is free.
+        part: what the operator is, for the result.
+        progress: called between blocks of rows.
+
+    Returns:
+        ``None`` if there is no such matrix, or it has too many rows.
+
+    Raises:
+        NonFiniteError: the matrix has nan or inf.
+    """
+    start = time.perf_counter()
+    limit = default_memory_limit(operator.device) if memory_limit is None else memory_limit
+    rows = min(max_rows, math.isqrt(limit // dense_bytes(1)), operator.dim - 1)
+    matrix = operator.smaller_matrix(rows + 1, progress)
+    return None if matrix is None else _estimate(operator, matrix, rtol, part, start)
+
+
 def dense_parts(
-    curvature: LossCurvature,
+    operators: Mapping[Part, SymmetricOperator],
     *,
     rtol: float | None = None,
     memory_limit: int | None = None,
@@ -65,11 +118,10 @@ def dense_parts(
 
     Costs less than three times :func:`dense_rank`: the Hessian is the sum of its parts, unless its
     products say otherwise (a penalty on the weights is in neither part), and the eigenvalues of the
-    outer part are those of a Gram matrix (see :mod:`lightning_hessrank.hessian.factor`) where
-    that is smaller.
+    outer part are those of a smaller matrix where it has one.
 
     Args:
-        curvature: of the loss.
+        operators: of the Hessian (``"total"``) alone, or of it and both of its parts.
         rtol: relative cut-off in ``[0, 1)``; ``None``: ``p * eps``.
         memory_limit: bytes; ``None``: half of what is free.
         progress: called between blocks of products, of all parts together.
@@ -78,37 +130,34 @@ def dense_parts(
         NonFiniteError: a part has nan or inf.
         MemoryError: the matrices do not fit into memory.
     """
-    if not curvature.outputs_known:
-        operator = curvature.operator()
-        estimate = dense_rank(operator, rtol=rtol, memory_limit=memory_limit, progress=progress)
+    whole = operators["total"]
+    if len(operators) < len(PARTS):
+        estimate = dense_rank(whole, rtol=rtol, memory_limit=memory_limit, progress=progress)
         return {"total": estimate}
-    check_memory(curvature.operator(), memory_limit)
-    clock, estimates = _Clock(), {}
+    check_memory(whole, memory_limit)
+    last, estimates = time.perf_counter(), {}
 
     def measure(part: Part, matrix: Tensor) -> RankEstimate:
-        eigenvalues = pad_with_zeros(symmetric_eigenvalues(matrix), curvature.num_parameters)
-        return spectrum_estimate(
-            eigenvalues,
-            rtol=machine_rtol(len(eigenvalues), curvature.dtype) if rtol is None else rtol,
-            part=part,
-            num_products=len(matrix),
-            seconds=clock.lap(),
-        )
+        nonlocal last
+        estimate = _estimate(whole, matrix, rtol, part, last)
+        last = time.perf_counter()
+        return estimate
 
-    operators = {part: curvature.operator(part) for part in PARTS}
-    functional = operators["functional"].to_dense(_half(progress, 0))
-    operators["functional"].check_finite(functional)
+    def build(part: Part, half: int) -> Tensor:
+        matrix = operators[part].to_dense(_half(progress, half))
+        operators[part].check_finite(matrix)
+        return matrix
+
+    functional = build("functional", 0)
     estimates["functional"] = measure("functional", functional)
-    outer = operators["outer"].to_dense(_half(progress, 1))
-    operators["outer"].check_finite(outer)
+    outer = build("outer", 1)
     smaller = operators["outer"].smaller_matrix(than=int(outer.any(dim=1).sum()))
     estimates["outer"] = measure("outer", outer if smaller is None else smaller)
     total = functional.add_(outer)
     vectors = random_vectors(len(total), total)
-    if not agrees(total @ vectors, multiply_in_blocks(operators["total"], vectors)):
+    if not agrees(total @ vectors, multiply_in_blocks(whole, vectors)):
         del functional, outer, smaller, total
-        total = operators["total"].to_dense(_half(progress, 2))
-        operators["total"].check_finite(total)
+        total = build("total", 2)
     estimates["total"] = measure("total", total)
     return {part: estimates[part] for part in PARTS}
 
@@ -118,17 +167,6 @@ def _half(progress: Progress | None, half: int) -> Progress | None:
     if progress is None:
         return None
     return lambda done, total: progress(min(half * total + done, 2 * total), 2 * total)
-
-
-class _Clock:
-    """Seconds since the last lap."""
-
-    def __init__(self) -> None:
-        self._last = time.perf_counter()
-
-    def lap(self) -> float:
-        last, self._last = self._last, time.perf_counter()
-        return self._last - last
 
 
 def dense_bytes(dim: int) -> int:
@@ -177,8 +215,9 @@ def symmetric_eigenvalues(matrix: Tensor) -> Tensor:
 
 def pad_with_zeros(eigenvalues: Tensor, size: int) -> Tensor:
     """Return ascending eigenvalues with zeros added up to ``size`` of them."""
+    negative = int((eigenvalues < 0).sum())
     zeros = eigenvalues.new_zeros(size - len(eigenvalues))
-    return torch.cat([eigenvalues, zeros]).sort().values if len(zeros) else eigenvalues
+    return torch.cat([eigenvalues[:negative], zeros, eigenvalues[negative:]])
 
 
 def spectrum_estimate(
@@ -191,6 +230,7 @@ def spectrum_estimate(
 ) -> RankEstimate:
     """Rank estimate from a whole spectrum, ``(dim,)`` ascending."""
     rank = numerical_rank(eigenvalues, rtol)
+    nonzero = eigenvalues[eigenvalues != 0]
     return RankEstimate(
         rank=rank.rank,
         std_error=0.0,
@@ -203,5 +243,6 @@ def spectrum_estimate(
         seconds=seconds,
         part=part,
         eigenvalues=eigenvalues.cpu(),
-        counts={t: numerical_rank(eigenvalues, t).rank for t in COUNT_TOLERANCES},
+        counts={t: numerical_rank(nonzero, t).rank for t in COUNT_TOLERANCES},
+        **measures_of_spectrum(eigenvalues),
     )

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_hessrank.hessian import SymmetricOperator
-from lightning_hessrank.hessian.operator import product_blocks
+from lightning_hessrank.estimators.basis import Basis
+from lightning_hessrank.hessian.operator import SymmetricOperator, product_blocks
 
 
 class Ritz(NamedTuple):
@@ -32,6 +32,10 @@ class BlockKrylov:
     is made orthogonal to the whole basis twice ("twice is enough": Parlett, The Symmetric
     Eigenvalue Problem, section 6.9), so that ``AV = VT + Q R Eᵀ`` holds to rounding, where ``Q`` is
     the next block, and no Ritz value is a ghost.
+
+    The basis is float64 whatever the operator is: in float32, directions below 3e-3 of the largest
+    eigenvalue would pass for rounding errors, and the space for invariant. The rounding errors of
+    the products then are a perturbation of the operator, which the residuals account for.
     """
 
     def __init__(
@@ -47,23 +51,25 @@ class BlockKrylov:
             operator: the matrix ``A``.
             start: ``X``, shape ``(dim, b)``.
             max_size: largest number of basis vectors.
-            locked: orthonormal columns that the basis avoids.
+            locked: orthonormal columns that the basis avoids, float64.
         """
         self._operator = operator
-        self._locked = start[:, :0] if locked is None else locked
-        space = operator.dim - self._locked.shape[1]
-        self.max_size = max(0, min(max_size, space))
-        self._basis = start.new_empty(operator.dim, self.max_size)
-        self._t = torch.zeros(
-            self.max_size, self.max_size, dtype=torch.float64, device=start.device
-        )
-        self.size = 0
-        """Basis vectors whose product is known."""
+        self._locked = Basis(operator.dim, start.device)
+        if locked is not None:
+            self._locked.append(locked)
+        self.max_size = max(0, min(max_size, operator.dim - self._locked.size))
+        self._basis = Basis(operator.dim, start.device)
+        self._t = torch.zeros(0, 0, dtype=torch.float64, device=start.device)
         self.scale = 0.0
         """Norm of the largest product so far: what rounding errors are relative to."""
         self.num_products = 0
-        self._block, self._start = self._orthonormal(start, relative_to=None)
-        self._coupling = torch.zeros(0, 0)
+        self._block, self._start = self._orthonormal(start.to(torch.float64), relative_to=None)
+        self._coupling = self._start[:0, :0]
+
+    @property
+    def size(self) -> int:
+        """Basis vectors whose product is known."""
+        return self._basis.size
 
     @property
     def exhausted(self) -> bool:
@@ -77,57 +83,53 @@ class BlockKrylov:
 
     def extend(self) -> None:
         """Multiply the newest block and append what is new in the result."""
-        b, old = self._block.shape[1], self.size
-        block = self._block
-        self._basis[:, old : old + b] = block
-        self.size = old + b
-        basis = self._basis[:, : self.size]
+        block, old = self._block, self.size
+        b = block.shape[1]
+        self._basis.append(block)
+        rounded = block.to(self._operator.dtype)
         products = torch.cat(
-            [x for _, x in product_blocks(self._operator, b, lambda i, j: block[:, i:j])],
+            [x for _, x in product_blocks(self._operator, b, lambda i, j: rounded[:, i:j])],
             dim=1,
-        )
+        ).to(torch.float64)
         self.num_products += b
         self.scale = max(self.scale, float(torch.linalg.vector_norm(products, dim=0).max()))
-        projection = basis.T @ products
-        self._t[: self.size, old : self.size] = projection.to(torch.float64)
-        self._t[old : self.size, : self.size] = projection.T.to(torch.float64)
+        projection = self._basis.coordinates(products)
+        t = self._t.new_zeros(self.size, self.size)
+        t[:old, :old] = self._t
+        t[:, old:] = projection
+        t[old:] = projection.T
+        self._t = t
         self._block, self._coupling = self._orthonormal(products, relative_to=self.scale)
 
     def ritz(self) -> Ritz:
         """Return the Ritz pairs of the present subspace."""
-        t = self._t[: self.size, : self.size]
-        values, coordinates = torch.linalg.eigh((t + t.T) / 2)
+        values, coordinates = torch.linalg.eigh((self._t + self._t.T) / 2)
         tail = coordinates[self.size - self._coupling.shape[1] :]
-        residuals = torch.linalg.vector_norm(self._coupling.to(tail) @ tail, dim=0)
-        floor = self.scale * (10 + self.size**0.5) * torch.finfo(self._basis.dtype).eps
-        start = self._start.to(coordinates)
-        weights = (start.T @ coordinates[: start.shape[0]]) ** 2
+        residuals = torch.linalg.vector_norm(self._coupling @ tail, dim=0)
+        floor = self.scale * (10 + self.size**0.5) * torch.finfo(self._operator.dtype).eps
+        weights = (self._start.T @ coordinates[: self._start.shape[0]]) ** 2
         return Ritz(values, coordinates, residuals.clamp_min(floor), weights)
 
     def vectors(self, coordinates: Tensor) -> Tensor:
         """Return the vectors with the given coordinates, shape ``(dim, n)``."""
-        return self._basis[:, : self.size] @ coordinates.to(self._basis.dtype)
+        return self._basis.vectors(coordinates)
 
     def _orthonormal(self, block: Tensor, relative_to: float | None) -> tuple[Tensor, Tensor]:
         """Split ``block = (basis part) + Q R``; directions that are rounding error are dropped.
 
         ``Q`` is orthonormal, and orthogonal to basis and locked vectors.
         """
-        basis = self._basis[:, : self.size]
         for _ in range(2):
-            block = block - self._locked @ (self._locked.T @ block)
-            block = block - basis @ (basis.T @ block)
-        scale = relative_to
-        left, singular, _ = torch.linalg.svd(block, full_matrices=False)
-        if scale is None:
-            scale = float(singular.max()) if len(singular) else 0.0
-        eps = torch.finfo(block.dtype).eps
+            block = self._basis.without(self._locked.without(block))
+        q, r = torch.linalg.qr(block)
+        left, singular, _ = torch.linalg.svd(r)
+        largest = float(singular.max()) if len(singular) else 0.0
+        scale = largest if relative_to is None else relative_to
+        eps = torch.finfo(torch.float64).eps
         keep = singular > 100 * eps * scale * self._operator.dim**0.5
-        q = left[:, keep]
-        for _ in range(
-            2
-        ):  # small directions have lost their orthogonality when they were scaled up
-            q = q - self._locked @ (self._locked.T @ q)
-            q = q - basis @ (basis.T @ q)
-            q = torch.linalg.qr(q).Q
+        q = q @ left[:, keep]
+        # Small directions have lost their orthogonality when they were scaled up.
+        small = bool(keep.any()) and float(singular[keep].min()) < 1e-2 * scale
+        for _ in range(2 if small else 0):
+            q = torch.linalg.qr(self._basis.without(self._locked.without(q))).Q
         return q, q.T @ block

@@ -17,11 +17,11 @@ from lightning_hessrank.estimators.dense import (
     symmetric_eigenvalues,
 )
 from lightning_hessrank.estimators.krylov import BlockKrylov
-from lightning_hessrank.estimators.lanczos import TopSearch, UnresolvedError, basis_size
+from lightning_hessrank.estimators.lanczos import UnresolvedError
 from lightning_hessrank.estimators.probes import GaussianProbes
-from lightning_hessrank.hessian import Progress, SymmetricOperator
+from lightning_hessrank.estimators.search import TopSearch, basis_size
 from lightning_hessrank.hessian.memory import memory_limit as default_memory_limit
-from lightning_hessrank.hessian.operator import product_blocks
+from lightning_hessrank.hessian.operator import Progress, SymmetricOperator, product_blocks
 from lightning_hessrank.results import Part, RankEstimate
 from lightning_hessrank.tolerance import (
     COUNT_TOLERANCES,

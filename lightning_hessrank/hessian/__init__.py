@@ -1,14 +1,14 @@
 """Products with the loss Hessian, its outer-product and its functional part."""
 
-from lightning_hessrank.hessian.curvature import LossCurvature, OutputsUnknownError
 from lightning_hessrank.hessian.function import Evaluation, LossFunction, LossTerm
 from lightning_hessrank.hessian.operator import (
     DenseOperator,
-    NonFiniteError,
     Progress,
     ReducedOperator,
     SymmetricOperator,
 )
+from lightning_hessrank.hessian.parts import LossCurvature, OutputsUnknownError
+from lightning_hessrank.results import NonFiniteError
 
 __all__ = [
     "DenseOperator",

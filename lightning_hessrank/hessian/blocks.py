@@ -10,29 +10,30 @@ import torch
 from torch import Tensor
 
 from lightning_hessrank.hessian.graph import Graph
-from lightning_hessrank.network.sampled import Layer
+from lightning_hessrank.network.recorder import RecordedUse
 
 
 class SampledLayer:
-    """A layer without groups, and its patches."""
+    """A use of a layer without groups, and its patches."""
 
-    def __init__(self, layer: Layer, wanted: Collection[int]) -> None:
+    def __init__(self, use: RecordedUse, wanted: Collection[int]) -> None:
         """Look at shapes only; ``wanted``: ids of the parameters that rows are asked for."""
-        self.layer = layer
+        self.layer = layer = use.layer
+        self.output = use.output
         self.weight = layer.weight if id(layer.weight) in wanted else None
         self.bias = layer.bias if id(layer.bias) in wanted else None
-        self.taps = 0 if self.weight is None else self.weight[0].numel()
+        _, self.channels, columns, taps = layer.slices
+        self.taps = 0 if self.weight is None else columns * taps
         """Numbers of the weight for each output channel."""
         self.width = self.taps + (self.bias is not None)
-        self.channels = layer.weight.shape[0]
-        self.samples, _, self.positions = layer.images(layer.output).shape
+        self.samples, _, self.positions = layer.images(use.output).shape
 
     @cached_property
     def patches(self) -> Tensor:
         """Shape ``(positions, N, width)``, with a one at the end for the bias."""
         patches = [self.layer.patches().squeeze(1)] if self.taps else []
         if self.bias is not None:
-            patches.append(self.layer.output.new_ones(self.samples, 1, self.positions))
+            patches.append(self.output.new_ones(self.samples, 1, self.positions))
         return torch.cat(patches, dim=1).permute(2, 0, 1).contiguous()
 
     @property
@@ -70,7 +71,7 @@ class SampledLayer:
         units = like.new_zeros(count, places, shape[0], shape[1], places)
         c, s = torch.arange(count)[:, None], torch.arange(places)
         units[c, s, :, channels.start + c, s] = 1.0
-        images = self.layer.channels_as_they_are(units.view(-1, *shape[1:]))
+        images = self.layer.channels_back(units.view(-1, *shape[1:]))
         return images.unflatten(0, (count * places, shape[0]))
 
 
@@ -173,14 +174,19 @@ def contract(a: SampledLayer, z: Tensor, b: SampledLayer) -> Tensor:
 
 
 def sampled_layers(
-    graph: Graph, layers: Sequence[Layer], wanted: Collection[int]
+    graph: Graph, uses: Sequence[RecordedUse], wanted: Collection[int]
 ) -> list[SampledLayer]:
-    """Layers without groups that own parameters with wanted ids and see each sample."""
+    """Layers that own parameters with wanted ids and see each sample.
+
+    Without groups, with a known geometry, and with weights in the order of their slices.
+    """
     samples = {f.shape[0] if f.ndim else None for f in graph.outputs}
     return [
-        SampledLayer(x, wanted)
-        for x in layers
-        if (id(x.weight) in wanted or id(x.bias) in wanted)
-        and x.groups == 1
-        and {x.output.shape[0]} == samples
+        SampledLayer(use, wanted)
+        for use in uses
+        if use.owns(wanted)
+        and use.layer.geometry is not None
+        and use.layer.slices.groups == 1
+        and use.layer.is_row_major
+        and {use.output.shape[0]} == samples
     ]

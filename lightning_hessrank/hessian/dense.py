@@ -13,28 +13,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from lightning_hessrank.hessian.blocks import sampled_layers
+from lightning_hessrank.hessian.curvature import Curvature
+from lightning_hessrank.hessian.function import LossTerm
 from lightning_hessrank.hessian.memory import is_out_of_memory
 from lightning_hessrank.hessian.operator import (
     Progress,
     SymmetricOperator,
+    agrees,
     blocks,
     multiply_in_blocks,
+    random_vectors,
     symmetrise_,
 )
-from lightning_hessrank.hessian.root import agrees, random_vectors
+from lightning_hessrank.hessian.root import outputs_per_sample
+from lightning_hessrank.hessian.samples import SampleHessian
+from lightning_hessrank.network.recorder import LayerRecorder
 from lightning_hessrank.results import Part
-
-if TYPE_CHECKING:
-    from lightning_hessrank.hessian.curvature import LossCurvature
 
 
 def assemble(
-    curvature: LossCurvature,
+    curvature: Curvature,
     part: Part,
     indices: Sequence[int],
     operator: SymmetricOperator,
@@ -66,7 +69,7 @@ def assemble(
     report(0)
     start = {i: rows.start for i, rows in place.items()}
     try:
-        sampled = curvature.add_sampled(part, start, matrix, report)
+        sampled = add_sampled(curvature, part, start, matrix, report)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -90,7 +93,7 @@ class _Columns:
 
     def __init__(
         self,
-        curvature: LossCurvature,
+        curvature: Curvature,
         part: Part,
         operator: SymmetricOperator,
         place: Mapping[int, slice],
@@ -109,7 +112,7 @@ class _Columns:
             rows = self._place[i].start + own
             for numbers, products in self._products(i, own, left, partial(_after, report, done)):
                 for j, values in zip(left, products, strict=True):
-                    matrix[rows[numbers], self._place[j]] = values.flatten(1)
+                    matrix[rows[numbers], self._place[j]] = values.reshape(len(values), -1)
             left.remove(i)
             for j in left:
                 matrix[self._place[j], self._place[i]] = matrix[self._place[i], self._place[j]].T
@@ -137,3 +140,76 @@ class _Columns:
 def _after(report: Callable[[int], None], before: int, done: int) -> None:
     """Report on one of several rounds of work as on one."""
     report(before + done)
+
+
+def add_sampled(
+    curvature: Curvature,
+    part: Part,
+    start: Mapping[int, int],
+    matrix: Tensor,
+    report: Callable[[int], None],
+) -> frozenset[int]:
+    """Add blocks of a part's matrix from derivatives of every sample, where that is cheaper.
+
+    See :mod:`lightning_hessrank.hessian.samples`. What is added has to be symmetrised, and checked.
+
+    Args:
+        curvature: of the loss.
+        part: which part.
+        start: number of a parameter -> its first row in the matrix.
+        matrix: to add to.
+        report: called between blocks with the number of rows done.
+
+    Returns:
+        Numbers of the parameters between which all blocks were added; if none, the matrix may hold
+        anything.
+    """
+    rows = {id(curvature.parameters[i]): row for i, row in start.items()}
+    found: frozenset[int] | None = None
+    for number, term in enumerate(curvature.terms):
+        hessian, done = sample(curvature, term, part, tuple(start))
+        found = done if found is None else found
+        if hessian is None or done != found:
+            return frozenset()
+        size = sum(curvature.sizes[i] for i in done)
+        for share, block in hessian.blocks():
+            block.add_to(matrix, rows, term.weight)
+            report(int(size * (number + share) / len(curvature.terms)))
+    return found or frozenset()
+
+
+def dense_cost(curvature: Curvature, part: Part, indices: Sequence[int]) -> float:
+    """Time that the dense matrix takes, in products; evaluates one term."""
+    try:
+        hessian, done = sample(curvature, curvature.terms[0], part, indices)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        hessian, done = None, frozenset()
+    left = sum(curvature.sizes[i] for i in indices if i not in done)
+    if hessian is None:
+        return left / 2
+    # Fitted to networks of the benchmarks: passes for z are cheaper than products, and the
+    # contractions take about an eighth of a product for every column.
+    sampled = sum(curvature.sizes[i] for i in done)
+    return left + hessian.cost / 4 + sampled / 8
+
+
+def sample(
+    curvature: Curvature, term: LossTerm, part: Part, indices: Sequence[int]
+) -> tuple[SampleHessian | None, frozenset[int]]:
+    """Derivatives of every sample, where they pay, and numbers of the parameters they cover."""
+    recorder = LayerRecorder(curvature.named)
+    graph = curvature.evaluate(term, recorder)
+    wanted = {id(curvature.parameters[i]) for i in indices}
+    layers = sampled_layers(graph, recorder.uses, wanted)
+    owned = {id(x) for layer in layers for x in (layer.weight, layer.bias)}
+    done = frozenset(i for i in indices if id(curvature.parameters[i]) in owned)
+    nothing = (None, frozenset[int]())
+    if not done or (part != "functional" and outputs_per_sample(graph) is None):
+        return nothing
+    hessian = SampleHessian(graph, layers, part)
+    size = sum(curvature.sizes[i] for i in done)
+    if hessian.bytes > curvature.max_bytes or 2 * hessian.cost > size:
+        return nothing
+    return hessian, done

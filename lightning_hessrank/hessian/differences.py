@@ -26,6 +26,7 @@ from torch import Tensor
 
 from lightning_hessrank.hessian.function import Evaluation, LossFunction, check_finite
 from lightning_hessrank.hessian.graph import Batching, Graph
+from lightning_hessrank.hessian.memory import graph_bytes
 from lightning_hessrank.hessian.moving import flat, moved
 from lightning_hessrank.hessian.operator import SymmetricOperator
 from lightning_hessrank.network.held import HeldValues
@@ -79,6 +80,8 @@ class DifferenceCurvature:
             term.weight * float(g.loss.detach())
             for term, g in zip(self._terms, self._graphs, strict=True)
         )
+        self.term_bytes = max(graph_bytes((graph.loss,)) for graph in self._graphs)
+        """Bytes that the graph of the largest term's loss holds."""
         self.outputs_known = all(graph.outputs for graph in self._graphs)
         self._residuals = [self._residual(graph) for graph in self._graphs]
         self._bends = self.outputs_known and all(map(_bends, self._graphs))

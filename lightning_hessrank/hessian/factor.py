@@ -20,17 +20,19 @@ from torch import Tensor
 
 from lightning_hessrank.hessian.graph import Graph
 from lightning_hessrank.hessian.root import outputs_per_sample, root_of_loss
-from lightning_hessrank.network.sampled import Layer
+from lightning_hessrank.network.recorder import RecordedUse
 
 
-def outer_factor(graph: Graph, layers: Sequence[Layer], indices: Sequence[int]) -> Tensor | None:
+def outer_factor(
+    graph: Graph, uses: Sequence[RecordedUse], indices: Sequence[int]
+) -> Tensor | None:
     """Return ``G`` for some parameters, shape ``(N * rank(∇²ℓ_n), p)``; ``None`` if there is none.
 
     Whether ``GᵀG`` is the outer part has to be checked.
 
     Args:
         graph: of one evaluation.
-        layers: what a :class:`~lightning_hessrank.network.sampled.LayerRecorder` saw during it.
+        uses: what a :class:`~lightning_hessrank.network.recorder.LayerRecorder` saw during it.
         indices: numbers of the parameters.
     """
     parameters = [graph.parameters[i] for i in indices]
@@ -39,11 +41,9 @@ def outer_factor(graph: Graph, layers: Sequence[Layer], indices: Sequence[int]) 
         return None
     wanted, samples = {id(x) for x in parameters}, root.signs.shape[1]
     used = [
-        x
-        for x in layers
-        if (id(x.weight) in wanted or id(x.bias) in wanted) and x.output.shape[0] == samples
+        x for x in uses if x.owns(wanted) and x.layer.has_samples and x.output.shape[0] == samples
     ]
-    owned = {id(x.weight) for x in used} | {id(x.bias) for x in used}
+    owned = {id(x.layer.weight) for x in used} | {id(x.layer.bias) for x in used}
     if not wanted <= owned:
         return None
     if not len(root.signs):  # the loss is flat in the output, as an absolute error is
@@ -51,11 +51,13 @@ def outer_factor(graph: Graph, layers: Sequence[Layer], indices: Sequence[int]) 
     signals = graph.pull_back([root.vectors], [x.output for x in used])
     place = {id(x): i for i, x in enumerate(parameters)}
     blocks = [x.new_zeros(root.signs.numel(), x.numel()) for x in parameters]
-    for layer, cotangents in zip(used, signals, strict=True):
+    for use, cotangents in zip(used, signals, strict=True):
+        layer = use.layer
         delta = layer.signals(cotangents)
         if id(layer.weight) in place:
             gradient = torch.einsum("jngms,ngcs->jngmc", delta, layer.patches())
-            blocks[place[id(layer.weight)]] += gradient.flatten(2).flatten(0, 1)
+            rows = gradient.flatten(2).flatten(0, 1)
+            blocks[place[id(layer.weight)]] += rows if layer.is_row_major else rows[:, layer.order]
         if id(layer.bias) in place:
             blocks[place[id(layer.bias)]] += delta.sum(4).flatten(2).flatten(0, 1)
     return torch.cat(blocks, dim=1)

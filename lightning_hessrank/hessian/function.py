@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_hessrank.hessian.operator import NonFiniteError
+from lightning_hessrank.results import NonFiniteError
 
 
 class Evaluation(NamedTuple):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_hessrank.hessian.memory import is_out_of_memory
+from lightning_hessrank.network.autograd import pull_back
 from lightning_hessrank.network.gate import closed_gates
 from lightning_hessrank.results import Part
 
@@ -28,21 +29,15 @@ class Batching:
     def pull_back(
         self, outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor]
     ) -> list[Tensor]:
-        """Return ``cotangentsᵀ · ∂outputs/∂inputs`` for cotangents with a leading batch dimension.
-
-        The graph is kept; where there is no dependence the result is zero.
-        """
-        k = cotangents[0].shape[0]
-        pairs = [(y, v) for y, v in zip(outputs, cotangents, strict=True) if y.requires_grad]
-        if not pairs:
-            return [x.new_zeros(k, *x.shape) for x in inputs]
-        ys, vs = zip(*pairs, strict=True)
-        grads = self._batched(ys, inputs, vs) if self.enabled and k > 1 else None
-        if grads is None:
-            grads = _looped(ys, inputs, vs)
-        return [
-            x.new_zeros(k, *x.shape) if g is None else g for g, x in zip(grads, inputs, strict=True)
-        ]
+        """Do :func:`~lightning_hessrank.network.autograd.pull_back`, batched while that works."""
+        if self.enabled and len(cotangents[0]) > 1:
+            try:
+                return self._batched(outputs, inputs, cotangents)
+            except RuntimeError as error:
+                if is_out_of_memory(error):
+                    raise
+                self.disable(str(error).strip().splitlines()[0])
+        return pull_back(outputs, inputs, cotangents, batched=False)
 
     def disable(self, reason: str) -> None:
         """Loop from now on."""
@@ -50,19 +45,11 @@ class Batching:
         self.reason = reason
 
     def _batched(
-        self, ys: Sequence[Tensor], inputs: Sequence[Tensor], vs: Sequence[Tensor]
-    ) -> Sequence[Tensor | None] | None:
-        try:
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
-                grads = torch.autograd.grad(
-                    ys, inputs, vs, retain_graph=True, allow_unused=True, is_grads_batched=True
-                )
-        except RuntimeError as error:
-            if is_out_of_memory(error):
-                raise
-            self.disable(str(error).strip().splitlines()[0])
-            return None
+        self, outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor]
+    ) -> list[Tensor]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            grads = pull_back(outputs, inputs, cotangents)
         for warning in caught:
             if "performance drop" in str(warning.message):
                 self.disable(str(warning.message).strip().splitlines()[0])
@@ -162,17 +149,3 @@ def _differentiate(
         allow_unused=True,
         materialize_grads=True,
     )
-
-
-def _looped(
-    ys: Sequence[Tensor], inputs: Sequence[Tensor], vs: Sequence[Tensor]
-) -> list[Tensor | None]:
-    """Pull back one cotangent after the other."""
-    results: list[Sequence[Tensor | None]] = [
-        torch.autograd.grad(ys, inputs, [v[i] for v in vs], retain_graph=True, allow_unused=True)
-        for i in range(vs[0].shape[0])
-    ]
-    return [
-        None if grads[0] is None else torch.stack([g for g in grads if g is not None])
-        for grads in zip(*results, strict=True)
-    ]

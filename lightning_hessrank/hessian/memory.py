@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lightning_hessrank.network.autograd import graph_nodes
+
 #: Share of the free memory that a measurement may take when no limit is given.
 FREE_SHARE = 0.5
 
@@ -56,17 +58,12 @@ def graph_bytes(outputs: Iterable[Tensor]) -> int:
     Counted from their shapes: to look at what is saved would trigger recomputation where gradients
     are checkpointed. Views and parameters do not count.
     """
-    total = 0
-    nodes = [x.grad_fn for x in outputs if x.grad_fn is not None]
-    visited = set(nodes)
-    while nodes:
-        node = nodes.pop()
-        following = [n for n, _ in node.next_functions if n is not None and n not in visited]
-        visited.update(following)
-        nodes.extend(following)
-        if node.next_functions and not _VIEW.match(node.name()):  # a leaf's accumulator has none
-            total += sum(math.prod(m.shape) * m.dtype.itemsize for m in node._input_metadata)
-    return total
+    return sum(
+        math.prod(m.shape) * m.dtype.itemsize
+        for node in graph_nodes(outputs)
+        if node.next_functions and not _VIEW.match(node.name())  # a leaf's accumulator has none
+        for m in node._input_metadata
+    )
 
 
 def _free_in_system() -> int:

@@ -10,13 +10,10 @@ import torch
 from torch import Tensor
 
 from lightning_hessrank.hessian.memory import is_out_of_memory
+from lightning_hessrank.results import NonFiniteError
 
 Progress = Callable[[int, int], None]
 """Called between blocks of products with (products done, products in all); may raise to stop."""
-
-
-class NonFiniteError(FloatingPointError):
-    """The loss, its gradient or its Hessian is not finite; the message says which."""
 
 
 class SymmetricOperator(ABC):
@@ -54,11 +51,14 @@ class SymmetricOperator(ABC):
         """Return the time that :meth:`to_dense` takes, in products, about."""
         return self.dim / 2
 
-    def smaller_matrix(self, than: int | None = None) -> Tensor | None:
+    def smaller_matrix(
+        self, than: int | None = None, progress: Progress | None = None
+    ) -> Tensor | None:
         """Return a smaller symmetric matrix with the same nonzero eigenvalues, if one is known.
 
         Args:
             than: number of rows that it has to stay below; ``None``: :attr:`dim`.
+            progress: called between blocks of its rows.
         """
         return None
 
@@ -165,6 +165,30 @@ def symmetrise_(matrix: Tensor) -> Tensor:
             matrix[rows, cols] = mean
             matrix[cols, rows] = mean.T
     return matrix
+
+
+def agrees(found: Tensor, products: Tensor, *, size: int | None = None) -> bool:
+    """Whether a shortcut's products with Gaussian vectors are the true ones, to machine precision.
+
+    For a matrix ``E`` and a Gaussian ``v``, ``‖Ev‖`` is about ``‖E‖_F``. With ``‖H‖_F / √p`` for
+    ``max|λ|``, which is at least that, the error has to stay below the cut ``p · eps · max|λ|``
+    under which a rank at machine precision sees nothing. (Small matrices get a little more:
+    45 eps of ``‖H‖_F``. What is right was seen to differ by up to 14.)
+
+    Args:
+        found: products of the matrix that the shortcut made, shape ``(p, k)``.
+        products: of the true matrix with the same vectors.
+        size: ``p``, where the matrix is a smaller one with the same eigenvalues.
+    """
+    rtol = max((size or len(found)) ** 0.5, 45) * torch.finfo(found.dtype).eps
+    error = torch.linalg.vector_norm(found - products)
+    return bool(error <= rtol * torch.linalg.vector_norm(products))
+
+
+def random_vectors(size: int, like: Tensor) -> Tensor:
+    """Return two Gaussian vectors, shape ``(size, 2)``, always the same ones."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(size, 2, generator=generator, dtype=torch.float64).to(like)
 
 
 class DenseOperator(SymmetricOperator):

@@ -14,34 +14,33 @@ positions a convolution's own kernels are as fast or faster: there they are left
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
-from lightning_hessrank.network.convolution import (
-    CONVOLUTIONS,
-    Convolution,
-    read_convolution,
-    unfold,
-)
+from lightning_hessrank.network.layers import Layer, read_layer
+from lightning_hessrank.network.modes import OrderedMode, Place
+from lightning_hessrank.network.unfold import unfold
 
 #: Positions of its output up to which a convolution is written as a matrix product.
 MAX_POSITIONS = 64
+_CONVOLUTIONS = frozenset({torch.conv1d, torch.conv2d, torch.conv3d})
 
 
-class CheaperDerivatives(TorchFunctionMode):
+class CheaperDerivatives(OrderedMode):
     """While active, calls that autograd differentiates slowly are replaced by equal expressions."""
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    place = Place.REWRITE
+
+    def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Replace the call, or let it pass."""
-        kwargs = kwargs or {}
         if func is F.batch_norm:
             output = _batch_norm(*args, **kwargs)
-        elif func in CONVOLUTIONS:
-            output = _convolution(read_convolution(args, kwargs))
+        elif func in _CONVOLUTIONS:
+            output = _convolution(read_layer(func, args, kwargs))
         else:
             output = None
         return func(*args, **kwargs) if output is None else output
@@ -71,19 +70,18 @@ def _batch_norm(  # noqa: PLR0917 - the signature of F.batch_norm
     return output.contiguous(memory_format=_memory_format(input))
 
 
-def _convolution(call: Convolution | None) -> Tensor | None:
+def _convolution(layer: Layer | None) -> Tensor | None:
     """``W · patches``; ``None`` where the convolution's own kernels are as fast."""
-    if call is None or call.groups > 1 or call.input.device.type != "cpu":
+    if layer is None or layer.geometry is None or layer.slices.groups > 1:
         return None
-    if call.input.dtype != torch.float64 or math.prod(call.positions) > MAX_POSITIONS:
+    a, weight, positions = layer.input, layer.weight, layer.geometry.positions
+    if a.device.type != "cpu" or a.dtype != torch.float64 or math.prod(positions) > MAX_POSITIONS:
         return None
-    if {_memory_format(x) for x in (call.input, call.weight)} != {torch.contiguous_format}:
+    if {_memory_format(x) for x in (a, weight)} != {torch.contiguous_format}:
         return None
-    patches = unfold(call.input.flatten(2), call.places(), dim=2)
-    output = torch.matmul(call.weight.flatten(1), patches.flatten(1, 2))
-    output = output.unflatten(2, call.positions)
-    shape = (-1, *(1,) * len(call.positions))
-    return output if call.bias is None else output + call.bias.view(shape)
+    patches = unfold(a.flatten(2), layer.places(), dim=2).flatten(1, 2)
+    output = torch.matmul(weight.flatten(1), patches).unflatten(2, positions)
+    return output if layer.bias is None else layer.add_bias(output, layer.bias)
 
 
 def _memory_format(x: Tensor) -> torch.memory_format:

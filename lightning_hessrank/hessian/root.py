@@ -1,4 +1,4 @@
-"""The curvature of the loss by the outputs, sample by sample, and whether a shortcut was right."""
+"""The curvature of the loss by the outputs, sample by sample."""
 
 from __future__ import annotations
 
@@ -49,26 +49,3 @@ def root_of_loss(graph: Graph) -> Root | None:
     root = (vectors * values.abs().sqrt()[:, None, :])[:, :, kept]
     signs = torch.where(values.abs() > noise, values.sign(), 0.0)[:, kept]
     return Root(root.permute(2, 0, 1).reshape(-1, *output.shape), signs.T)
-
-
-def agrees(found: Tensor, products: Tensor) -> bool:
-    """Whether a shortcut's products with Gaussian vectors are the true ones, to machine precision.
-
-    For a matrix ``E`` and a Gaussian ``v``, ``‖Ev‖`` is about ``‖E‖_F``. With ``‖H‖_F / √p`` for
-    ``max|λ|``, which is at least that, the error has to stay below the cut ``p · eps · max|λ|``
-    under which a rank at machine precision sees nothing. (Small matrices get a little more:
-    45 eps of ``‖H‖_F``. What is right was seen to differ by up to 14.)
-
-    Args:
-        found: products of the matrix that the shortcut made, shape ``(p, k)``.
-        products: of the true matrix with the same vectors.
-    """
-    rtol = max(len(found) ** 0.5, 45) * torch.finfo(found.dtype).eps
-    error = torch.linalg.vector_norm(found - products)
-    return bool(error <= rtol * torch.linalg.vector_norm(products))
-
-
-def random_vectors(size: int, like: Tensor) -> Tensor:
-    """Return two Gaussian vectors, shape ``(size, 2)``, always the same ones."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(size, 2, generator=generator, dtype=torch.float64).to(like)

@@ -34,7 +34,7 @@ from torch import Tensor
 from lightning_hessrank.hessian.blocks import Block, SampledLayer, contract, make_block
 from lightning_hessrank.hessian.graph import Graph
 from lightning_hessrank.hessian.root import Root, outputs_per_sample, root_of_loss
-from lightning_hessrank.network.convolution import unfold
+from lightning_hessrank.network.unfold import unfold
 from lightning_hessrank.results import Part
 
 #: Bytes that the intermediate results of one step may fill, so that they stay near the processor.
@@ -53,7 +53,7 @@ class SampleHessian:
             part: which part.
         """
         self._graph, self._layers, self._part = graph, layers, part
-        self._outputs = [x.layer.output for x in layers]
+        self._outputs = [x.output for x in layers]
         self._passes = 0 if part == "functional" else outputs_per_sample(graph) or 0
         """For the outer part, at most."""
         self._itemsize = self._outputs[0].itemsize

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
-from lightning_hessrank.hessian import LossCurvature, LossFunction, NonFiniteError
 from lightning_hessrank.hessian.differences import DifferenceCurvature
+from lightning_hessrank.hessian.function import LossFunction
 from lightning_hessrank.hessian.moving import Gradients, flat, moved
+from lightning_hessrank.hessian.operator import multiply_in_blocks
+from lightning_hessrank.hessian.parts import LossCurvature
+from lightning_hessrank.network.autograd import graph_nodes
 from lightning_hessrank.network.gate import Gate
+from lightning_hessrank.results import NonFiniteError
 
 #: Step sizes relative to the size of the parameters, the most promising first. Small ones lose
 #: digits to rounding, large ones cross kinks (ReLU); a correct product agrees at one of them.
-STEPS = (1e-6, 1e-7, 1e-8, 1e-5, 1e-9, 1e-4, 1e-3)
+STEPS = (1e-7, 1e-6, 1e-8, 1e-5, 1e-9, 1e-4, 1e-3)
 #: Relative disagreement up to which a finite difference confirms a product.
 AGREEMENT = 1e-4
+#: Disagreement of ``vᵀHw`` and ``wᵀHv`` that rounding does not explain, in eps of ``‖Hv‖‖w‖``.
+#: Rounding leaves some 1 to 100; rows that are wrong by a factor leave ``1 / (eps √p)``, about.
+ASYMMETRY = 1e5
 #: Share of a product beyond which the parts do not add up to the whole. Rounding leaves some 1e-14.
 SPLIT_TOLERANCE = 1e-9
 #: What a check may find to be held fixed.
@@ -38,7 +45,7 @@ _MISSING = re.compile(r"derivative for '?(?:aten::)?(?P<name>\w+)'? is not imple
 
 
 class WrongProductError(ArithmeticError):
-    """Hessian-vector products of this loss are not the derivative of its gradient."""
+    """Hessian-vector products of this loss are not those of a Hessian."""
 
 
 class NoSecondDerivativeError(NotImplementedError):
@@ -71,12 +78,20 @@ def missing_derivatives_named() -> Iterator[None]:
         raise NoSecondDerivativeError(operation) from error
 
 
-def check_product(function: LossFunction, *, seed: int = 0) -> tuple[str, ...]:
-    """Compare one Hessian-vector product with differences of the gradient.
+def check_product(
+    function: LossFunction, *, max_bytes: int | None = None, seed: int = 0
+) -> tuple[str, ...]:
+    """Check that products are symmetric, and the derivative of the gradient.
+
+    ``vᵀHw = wᵀHv`` tells a gradient that is the derivative of something from one that is not: an
+    embedding that scales it by the frequency of a word, a logarithm clamped in one direction only.
+    Differences of the gradient tell a wrong second derivative from a right one.
 
     The comparison happens next to the live weights, at a random point some 1e-3 away: exactly at
     them a ReLU may sit on its kink (zero inputs and a bias initialised to zero), where no step size
-    agrees although nothing is wrong.
+    agrees although nothing is wrong, and a layer initialised to zero hides what is wrong behind it.
+    Costs two products and one gradient, if that confirms them at the first step size, and holds the
+    graph of one term at a time.
 
     What autograd holds fixed by definition is no error. Where the plain comparison fails, it is
     made again without the entries that have no gradient (the row of ``padding_idx``), with what the
@@ -84,13 +99,14 @@ def check_product(function: LossFunction, *, seed: int = 0) -> tuple[str, ...]:
 
     Args:
         function: the loss; its parameters are moved, and put back.
-        seed: of the point and the direction.
+        max_bytes: what graphs may hold in memory; ``None``: half of what is free.
+        seed: of the point and the directions.
 
     Returns:
         What had to be held fixed for the product to be right, in words; empty as a rule.
 
     Raises:
-        WrongProductError: they disagree at every step size; names the suspects.
+        WrongProductError: not symmetric, or no step size agrees; names the suspects.
         WrongProductError: the step gives another gradient at every evaluation.
         NonFiniteError: the loss is not finite there.
     """
@@ -99,68 +115,98 @@ def check_product(function: LossFunction, *, seed: int = 0) -> tuple[str, ...]:
     generator = torch.Generator().manual_seed(seed)
     size = max(float(here.norm()), 1e-3 * math.sqrt(len(here)))
     there = here + 1e-3 * size * _random_unit(here, generator)
-    direction = size * _random_unit(here, generator)
+    vectors = [size * _random_unit(here, generator) for _ in range(2)]
     with moved(parameters, there):
-        curvature = LossCurvature(function)
-        gradient = curvature.gradient()
-        free = direction * (gradient != 0)  # at a random point only what has none has a zero
-        vectors = torch.stack([direction, free], dim=1)
-        product, product_of_free = curvature.operator("total").matmat(vectors).T
-    if not bool(torch.isfinite(product).all()):
+        products, gradient = _products(function, torch.stack(vectors, dim=1), max_bytes)
+    if not bool(torch.isfinite(products).all()):
         raise NonFiniteError("a Hessian-vector product is not finite at a finite loss")
-    noise = 100 * torch.finfo(here.dtype).eps * float(gradient.norm())
-    errors = []
-    for vector, expected, held_at, notes in (
-        (direction, product, None, ()),
-        (free, product_of_free, None, (PADDED,)),
-        (direction, product, there, (DETACHED,)),
-        (free, product_of_free, there, (PADDED, DETACHED)),
-    ):
-        if PADDED in notes and torch.equal(free, direction):
-            continue
-        gradients = Gradients(function, held_at)
-        error = _disagreement(expected, gradients, there, vector, noise)
+    steepness = float(gradient.norm())
+    _check_symmetry(function, vectors, products, size * steepness)
+    free = vectors[0] * (gradient != 0)  # at a random point only what has none has a zero
+    whole = _Tangent(there, gradient, vectors[0], products[:, 0])
+    errors: list[float] = []
+    for held, detached in ((None, ()), (there, (DETACHED,))):
+        gradients = Gradients(function, held)
+        error = _disagreement(gradients, whole)
         if error is None:
-            return notes
+            return detached
         errors.append(error)
-    _check_repeats(function, there, gradient, noise)
+        if not torch.equal(free, whole.direction):
+            with moved(parameters, there):
+                product = _products(function, free.unsqueeze(1), max_bytes)[0][:, 0]
+            if _disagreement(gradients, whole._replace(direction=free, product=product)) is None:
+                return (PADDED, *detached)
+    _check_repeats(function, there, gradient)
     raise WrongProductError(_wrong(function, errors[0]))
 
 
-def _check_repeats(function: LossFunction, there: Tensor, gradient: Tensor, noise: float) -> None:
+class _Tangent(NamedTuple):
+    """What is known of the gradient at a point."""
+
+    point: Tensor
+    gradient: Tensor
+    direction: Tensor
+    product: Tensor
+    """Of the Hessian with the direction."""
+
+    @property
+    def noise(self) -> float:
+        """What rounding leaves of a gradient."""
+        return 100 * torch.finfo(self.gradient.dtype).eps * float(self.gradient.norm())
+
+
+def _check_symmetry(
+    function: LossFunction, vectors: Sequence[Tensor], products: Tensor, rounded: float
+) -> None:
+    """Raise unless ``vᵀHw = wᵀHv``, but for the rounding of a number as large as ``rounded``."""
+    first, second = products.T
+    difference = abs(float(vectors[1] @ first - vectors[0] @ second))
+    scale = float(vectors[0].norm()) * max(float(first.norm()), float(second.norm()))
+    if difference > ASYMMETRY * torch.finfo(products.dtype).eps * (scale + rounded):
+        raise WrongProductError(_asymmetry(function, difference / scale))
+
+
+def _check_repeats(function: LossFunction, there: Tensor, gradient: Tensor) -> None:
     """Raise where the step gives another gradient each time: then differences say nothing."""
     change = float((Gradients(function)(there) - gradient).norm())
-    if change > noise:
+    size = float(gradient.norm())
+    if change > 100 * torch.finfo(gradient.dtype).eps * size:
         raise WrongProductError(
             "the step gives another gradient every time it is evaluated on the same batch at the "
-            f"same weights (it changed by {change / float(gradient.norm()):.1g} of its size), so "
+            f"same weights (it changed by {change / size:.1g} of its size), so "
             "it has no Hessian: something that it changes is not put back (a counter or an average "
             "outside of the module, a random generator of its own). Pass loss_fn=... that avoids it"
         )
 
 
-def _disagreement(
-    product: Tensor, gradients: Gradients, there: Tensor, direction: Tensor, noise: float
-) -> float | None:
-    """Smallest relative error of a product beside differences; ``None``: it is confirmed.
-
-    Args:
-        product: with the direction.
-        gradients: whose differences are taken.
-        there: at which point.
-        direction: along which.
-        noise: what rounding leaves of a gradient.
-    """
+def _disagreement(gradients: Gradients, tangent: _Tangent) -> float | None:
+    """Smallest relative error of a product beside differences of gradients; ``None``: confirmed."""
+    point, gradient, direction, product = tangent
     best = math.inf
     for step in STEPS:
-        ahead, behind = gradients(there + step * direction), gradients(there - step * direction)
-        difference = (ahead - behind) / (2 * step)
-        scale = max(float(product.norm()), float(difference.norm()))
-        error = float((product - difference).norm())
-        if error <= AGREEMENT * scale + noise / step:
-            return None
-        best = min(best, error / scale)
+        ahead, behind, width = gradients(point + step * direction), gradient, step
+        for sides in (1, 2):
+            if sides == 2:
+                behind, width = gradients(point - step * direction), 2 * step
+            difference = (ahead - behind) / width
+            scale = max(float(product.norm()), float(difference.norm()))
+            error = float((product - difference).norm())
+            if error <= AGREEMENT * scale + tangent.noise / step:
+                return None
+            best = min(best, error / scale)
     return best
+
+
+def _products(
+    function: LossFunction, vectors: Tensor, max_bytes: int | None
+) -> tuple[Tensor, Tensor]:
+    """Products with the Hessian, and the gradient; the graph of one term is held at a time."""
+    products, gradient = torch.zeros_like(vectors), torch.zeros_like(vectors[:, 0])
+    for term in function.terms:
+        curvature = LossCurvature(LossFunction(function.parameters, [term]), max_bytes=max_bytes)
+        products += multiply_in_blocks(curvature.operator(), vectors)
+        gradient += curvature.gradient()
+    return products, gradient
 
 
 def unexplained_share(curvature: LossCurvature | DifferenceCurvature, *, seed: int = 0) -> float:
@@ -186,33 +232,40 @@ def _random_unit(like: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _wrong(function: LossFunction, error: float) -> str:
-    suspects = sorted(_custom_functions(function))
-    if suspects:
-        blame = f"the suspects are the custom autograd functions {', '.join(suspects)}"
-    else:
-        blame = (
-            "no custom autograd function was seen; look for operations that replace a gradient "
-            "(straight-through estimators, hooks on tensors) and for state that the step computes "
-            "from the weights without gradients (spectral norm in training mode)"
-        )
     return (
         "a Hessian-vector product disagrees with finite differences of the gradient at every step "
         f"size (relative error {error:.1g} at best), so the second derivatives of this step are "
-        f"wrong and no rank is given; {blame}. Pass loss_fn=... that avoids them"
+        f"wrong and no rank is given; {_blame(function)}. Pass loss_fn=... that avoids them"
     )
 
 
-def _custom_functions(function: LossFunction) -> set[str]:
-    found: set[str] = set()
+def _asymmetry(function: LossFunction, error: float) -> str:
+    return (
+        f"Hessian-vector products are not symmetric (vᵀHw and wᵀHv differ by {error:.1g} of "
+        "‖Hv‖‖w‖), so what this step calls its gradient is not the derivative of its loss and no "
+        f"rank is given; {_blame(function)}. Pass loss_fn=... that avoids them"
+    )
+
+
+def _blame(function: LossFunction) -> str:
+    """Say which operations of the step are the suspects."""
     with torch.enable_grad():
-        nodes: list[Any] = [term.evaluate().loss.grad_fn for term in function.terms]
-    visited = set(nodes)
-    while nodes:
-        node = nodes.pop()
-        if isinstance(node, BackwardCFunction) and not isinstance(node, Gate._backward_cls):
-            found.add(type(node).__name__.removesuffix("Backward"))
-        for following, _ in node.next_functions:
-            if following is not None and following not in visited:
-                visited.add(following)
-                nodes.append(following)
-    return found
+        nodes = list(graph_nodes([term.evaluate().loss for term in function.terms]))
+    custom = {
+        type(node).__name__
+        for node in nodes
+        if isinstance(node, BackwardCFunction) and not isinstance(node, Gate._backward_cls)
+    }
+    suspects = []
+    if custom:
+        names = sorted(name.removesuffix("Backward") for name in custom)
+        suspects.append(f"the custom autograd functions {', '.join(names)}")
+    if any(getattr(node, "_saved_scale_grad_by_freq", False) for node in nodes):
+        suspects.append("embeddings with scale_grad_by_freq=True")
+    if suspects:
+        return f"the suspects are {' and '.join(suspects)}"
+    return (
+        "no custom autograd function was seen; look for operations that replace a gradient "
+        "(straight-through estimators, hooks on tensors) and for state that the step computes "
+        "from the weights without gradients (spectral norm in training mode)"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.util
 import math
@@ -16,9 +17,12 @@ from lightning_hessrank.dashboard import Dashboard, scalars
 from lightning_hessrank.dashboard.tags import rank_tag
 from lightning_hessrank.monitor.failures import HessianRankWarning
 from lightning_hessrank.monitor.log import logger
-from lightning_hessrank.monitor.run import Session
+from lightning_hessrank.monitor.place import Place
+from lightning_hessrank.monitor.run import Run
 from lightning_hessrank.monitor.settings import Settings
-from lightning_hessrank.results import Measurement
+from lightning_hessrank.monitor.stopping import StoppedError
+from lightning_hessrank.processes import Processes
+from lightning_hessrank.results import Measurement, Method
 from lightning_hessrank.subject.step import LossFn
 
 if TYPE_CHECKING:
@@ -74,6 +78,9 @@ class HessianRankMonitor(Callback):
             (every submodule in the mode that training has it in, with randomness frozen to one
             draw).
         layers: also measure the rank of each layer's diagonal block of the Hessian.
+        max_seconds: wall time that one measurement may take, everything included; ``None``: no
+            limit. What it buys (method, precision, products, samples) is decided at the first
+            measurement, said, and kept for the run. Exact methods come first, fewer samples last.
         max_overhead: largest share of the wall time of the run, in (0, 1), that measuring may take.
             The first measurement is exempt; a later one starts only if the share, projected with
             one more as long as the last, stays below. Those skipped are counted and logged.
@@ -97,7 +104,7 @@ class HessianRankMonitor(Callback):
         *,
         every_n_epochs: int | None = None,
         every_n_steps: int | None = None,
-        method: Literal["auto", "dense", "sketch", "lanczos"] = "auto",
+        method: Method = "auto",
         rtol: float | None = None,
         data: Any = None,
         max_samples: int | None = 512,
@@ -105,6 +112,7 @@ class HessianRankMonitor(Callback):
         loss_fn: LossFn | None = None,
         module_mode: Literal["eval", "train"] = "eval",
         layers: bool = False,
+        max_seconds: float | None = 60.0,
         max_overhead: float | None = None,
         on_error: Literal["warn", "raise"] = "warn",
         progress_bar: bool = True,
@@ -127,6 +135,7 @@ class HessianRankMonitor(Callback):
             loss_fn=loss_fn,
             module_mode=module_mode,
             layers=layers,
+            max_seconds=max_seconds,
             max_overhead=max_overhead,
             on_error=on_error,
             progress_bar=progress_bar,
@@ -140,13 +149,20 @@ class HessianRankMonitor(Callback):
                 f"Dashboard(figures=False), got {dashboard!r}"
             )
         self.dashboard = replace(dashboard or Dashboard(), name=name)
-        self._run: tuple[Any, Any] | None = None
+        self._owners: tuple[Any, Any] | None = None
+        self._original: HessianRankMonitor | None = None
+        self._follower: HessianRankMonitor | None = None
         self._begin_run()
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """One plain dict per measurement of the run; it survives checkpoint and resume."""
-        return self._session.series.history
+        """One plain dict per measurement of the run; it survives checkpoint and resume.
+
+        Of a monitor that has not run itself, but a deep copy of it (frameworks copy callbacks):
+        that of the copy which began a run last.
+        """
+        own = self._run.series.history
+        return own if own or self._follower is None else self._follower.history
 
     def plot(self) -> Figure:
         """Draw rank, counts at coarser tolerances and bound over the steps of the run so far.
@@ -159,7 +175,7 @@ class HessianRankMonitor(Callback):
         return history_figure(self.history)
 
     def _begin_run(self) -> None:
-        self._session = Session(self.settings)
+        self._run = Run(self.settings)
         self._first_batch_pending = True
         self._seen_step = 0
         self._epoch = 0
@@ -171,19 +187,22 @@ class HessianRankMonitor(Callback):
         """Begin anew, unless the same Trainer goes on with the same module."""
         if stage != "fit":
             return
-        run = (weakref.ref(trainer), weakref.ref(pl_module))
-        if self._run is not None and self._run != run:
+        owners = (weakref.ref(trainer), weakref.ref(pl_module))
+        if self._owners is not None and self._owners != owners:
             self._begin_run()
-        self._run = run
+        self._owners = owners
+        self._follower, original = None, self._original
+        while original is not None:
+            original._follower, original = self, original._original
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Start the clock and the dashboard; refuse strategies that cannot be measured."""
         self._first_batch_pending = True
-        failures = self._session.failures
+        failures = self._run.failures
         failures.silent = not trainer.is_global_zero
-        self._session.series.clock.start()
+        self._run.series.clock.start()
         with failures.handled("no rank will be measured"):
-            self._session.join(trainer, pl_module)
+            self._run.join(Processes.of(trainer), pl_module)
         with failures.handled("the dashboard could not be set up"):
             if trainer.is_global_zero:
                 owners = [x for x in (pl_module, trainer.datamodule) if x is not None]
@@ -201,15 +220,15 @@ class HessianRankMonitor(Callback):
     ) -> None:
         """Keep the first batch as reference data, and measure before the first optimiser step."""
         self._epoch = trainer.current_epoch
-        session = self._session
-        if not self._first_batch_pending or session.failures.final:
+        run = self._run
+        if not self._first_batch_pending or run.failures.final:
             return
-        with session.failures.handled("there are no reference data"):
-            session.collect_reference(pl_module, batch)
+        with run.failures.handled("there are no reference data"):
+            run.collect_reference(pl_module, batch)
         if any(isinstance(p, UninitializedParameter) for p in pl_module.parameters()):
             return  # lazy modules: as soon as the first step has given them a shape
         self._first_batch_pending = False
-        if not self.history:
+        if not run.series.history:
             self._measure(trainer, pl_module)
 
     def on_train_batch_end(
@@ -230,24 +249,35 @@ class HessianRankMonitor(Callback):
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Measure the trained network, unless that has just been done."""
         self._measure(trainer, pl_module)
-        self._session.failures.summarise()
-        self._session.series.clock.stop()
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        """Measure again if a later callback has changed the weights at the end of training."""
+        if self._run.series.last_step == trainer.global_step:
+            self._measure(trainer, pl_module)
+        self._run.failures.summarise()
+        self._run.series.clock.stop()
 
     # -- one measurement -----------------------------------------------------------------------
 
     def _measure(self, trainer: Any, module: Any) -> None:
-        """Measure, remember and log; at most once at each step."""
-        session, series, failures = self._session, self._session.series, self._session.failures
+        """Measure, remember and log; the same weights only once."""
+        run, series, failures = self._run, self._run.series, self._run.failures
         step = trainer.global_step
-        if failures.final or series.last_step == step:
-            return
-        if series.reference is None and self.settings.data is None:
+        if failures.final or (series.reference is None and self.settings.data is None):
             return  # the first batch was of no use, which has been said
+        if not run.is_new(module, step):
+            return
         measurement = None
-        if session.affordable(self.settings.max_overhead):
+        if run.affordable():
             with failures.handled(f"no rank was measured at step {step}", among="measurements"):
-                session.collect_reference(module, None)  # a loader may have recovered by now
-                measurement = session.take(trainer, module, self._epoch)
+                run.collect_reference(module, None)  # a loader may have recovered by now
+                try:
+                    measurement = run.take(module, Place.of(trainer, self._epoch))
+                except StoppedError as stopped:
+                    logger.info(
+                        "%s: not measured at step %d: %s", self.settings.name, step, stopped
+                    )
+                    return
                 series.add(measurement)
         else:
             series.skipped += 1
@@ -259,7 +289,7 @@ class HessianRankMonitor(Callback):
         """Log a measurement, or that there was none."""
         name, step = self.settings.name, trainer.global_step
         if measurement is None:
-            values = {f"{name}-time/skipped": float(self._session.series.skipped)}
+            values = {f"{name}-time/skipped": float(self._run.series.skipped)}
             self._publish(trainer, values)
             for each in trainer.loggers if trainer.is_global_zero else ():
                 each.log_metrics(values, step=step)
@@ -287,17 +317,25 @@ class HessianRankMonitor(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return history and reference data: builtin types and tensors only."""
-        return self._session.series.state_dict()
+        return self._run.series.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up history, reference data and settings of the run that is resumed."""
-        changed = self._session.series.load_state_dict(state_dict)
+        changed = self._run.series.load_state_dict(state_dict)
         if changed:
-            self._session.failures.warn_once(
+            self._run.failures.warn_once(
                 "all ranks of a run mean the same, so the resumed one goes on with "
                 + ", ".join(changed)
             )
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to this process."""
-        return {**vars(self), "_run": None}
+        return {**vars(self), "_owners": None, "_original": None, "_follower": None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> HessianRankMonitor:
+        """Copy, and let the copy know of whom it is, so that its history is found there."""
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        vars(copied).update(copy.deepcopy(self.__getstate__(), memo))
+        copied._original = self
+        return copied

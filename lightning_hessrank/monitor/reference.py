@@ -49,6 +49,8 @@ class ReferenceData:
         self.batches = shares[processes.rank]
         self.num_samples = num_samples
         self.fingerprint = fingerprint
+        self.is_cut = False
+        """Whether samples of a batch were left out."""
 
     @property
     def everyone(self) -> list[Any] | None:
@@ -164,7 +166,12 @@ def as_batches(data: Any, transfer: Callable[[Any], Any]) -> Iterable[Any]:
             generator.set_state(state)
 
 
-def deal(batches: list[Any], max_samples: int | None, processes: Processes) -> list[Any]:
+def deal(
+    batches: list[Any],
+    max_samples: int | None,
+    processes: Processes,
+    collect: Callable[[list[Any], int | None], list[Any]] = collect,
+) -> list[Any]:
     """Return this process's share of batches that every process has collected by itself.
 
     Where all have the same ones they are dealt out, if there are enough for everyone (else all

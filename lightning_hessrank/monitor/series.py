@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from lightning_hessrank.budget import Plan
 from lightning_hessrank.monitor.clock import Clock
+from lightning_hessrank.monitor.form import Form
 from lightning_hessrank.monitor.reference import ReferenceData
 from lightning_hessrank.processes import Processes
 from lightning_hessrank.results import Measurement, RankBound
@@ -19,14 +21,21 @@ class Series:
 
     def __init__(self, meaning: dict[str, Any]) -> None:
         self.meaning = meaning
+        self._asked = dict(meaning)
         self.history: list[dict[str, Any]] = []
         self.reference: ReferenceData | None = None
+        self.plan: Plan | None = None
+        """What the time budget buys, decided at the first measurement."""
         self.bound: RankBound | None = None
         self.bound_sought = False
         self.skipped = 0
         """Measurements that the time budget has left out."""
         self.last_step: int | None = None
         """At which a measurement was last taken, or tried in vain."""
+        self.last_weights: str | None = None
+        """Fingerprint of the weights then, in this process."""
+        self.form: Form | None = None
+        """Of the function that was last measured."""
         self.verified = False
         """Whether products have been compared with finite differences, in this process."""
         self.difference_rtol: float | None = None
@@ -34,10 +43,25 @@ class Series:
         self.clock = Clock()
         self._saved_reference: dict[str, Any] = {}
 
-    def add(self, measurement: Measurement) -> None:
-        """Remember a measurement, and on which data it was taken."""
+    def forget_function(self) -> None:
+        """Settle bound and method anew: another function is measured from here on."""
+        self.bound, self.bound_sought, self.verified = None, False, False
+        self.meaning["method"], self.plan = self._asked["method"], None
+        self.difference_rtol = None
+
+    def record(self, measurement: Measurement) -> dict[str, Any]:
+        """Return what the history is to hold of a measurement, with the data and mode behind it."""
         assert self.reference is not None
-        self.history.append({**measurement.record(), "reference": self.reference.fingerprint[:16]})
+        return {
+            **measurement.record(),
+            "num_samples": self.reference.num_samples,
+            "module_mode": self.meaning["module_mode"],
+            "reference": self.reference.fingerprint[:16],
+        }
+
+    def add(self, measurement: Measurement) -> None:
+        """Remember a measurement."""
+        self.history.append(self.record(measurement))
 
     def restore_reference(self, processes: Processes) -> None:
         """Take up the reference data that a checkpoint kept, if it did."""
@@ -64,6 +88,8 @@ class Series:
             "reference": reference,
             "bound": None if self.bound is None else self.bound.to_dict(),
             "bound_sought": self.bound_sought,
+            "plan": None if self.plan is None else self.plan.to_dict(),
+            "form": None if self.form is None else self.form._asdict(),
             "skipped": self.skipped,
             "difference_rtol": self.difference_rtol,
             "clock": self.clock.state_dict(),
@@ -84,6 +110,9 @@ class Series:
         bound = state["bound"]
         self.bound = None if bound is None else RankBound.from_dict(bound)
         self.bound_sought = state["bound_sought"]
+        plan = state.get("plan")  # of version 0.1 there is none
+        self.plan = None if plan is None else Plan.from_dict(plan)
+        self.form = Form.from_state(state.get("form"))
         self.skipped = state["skipped"]
         self.difference_rtol = state.get("difference_rtol")
         self.clock.load_state_dict(state["clock"])

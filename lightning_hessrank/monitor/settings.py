@@ -8,17 +8,18 @@ from typing import Any, Literal
 
 from torch.utils.data import Dataset
 
+from lightning_hessrank.estimators import method_names
+from lightning_hessrank.results import Method
 from lightning_hessrank.subject.step import LossFn
 from lightning_hessrank.tolerance import check_rtol
 
 _CHOICES = {
-    "method": ("auto", "dense", "sketch", "lanczos"),
     "module_mode": ("eval", "train"),
     "on_error": ("warn", "raise"),
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """Arguments of :class:`lightning_hessrank.HessianRankMonitor`, which documents them.
 
@@ -27,27 +28,28 @@ class Settings:
         TypeError: an argument has the wrong type.
     """
 
-    every_n_epochs: int | None
-    every_n_steps: int | None
-    method: Literal["auto", "dense", "sketch", "lanczos"]
-    rtol: float | None
-    data: Any
-    max_samples: int | None
-    loss_fn: LossFn | None
-    module_mode: Literal["eval", "train"]
-    layers: bool
-    max_overhead: float | None
-    on_error: Literal["warn", "raise"]
-    progress_bar: bool
-    prog_bar: bool
-    name: str
-    seed: int
+    every_n_epochs: int | None = None
+    every_n_steps: int | None = None
+    method: Method = "auto"
+    rtol: float | None = None
+    data: Any = None
+    max_samples: int | None = 512
     batch_size: int | None = None
+    loss_fn: LossFn | None = None
+    module_mode: Literal["eval", "train"] = "eval"
+    layers: bool = False
+    max_seconds: float | None = 60.0
+    max_overhead: float | None = None
+    on_error: Literal["warn", "raise"] = "warn"
+    progress_bar: bool = True
+    prog_bar: bool = False
+    name: str = "hessian"
+    seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("every_n_epochs", "every_n_steps", "max_samples", "batch_size"):
             _check_positive(name, getattr(self, name))
-        for name, choices in _CHOICES.items():
+        for name, choices in {"method": method_names(), **_CHOICES}.items():
             value = getattr(self, name)
             if value not in choices:
                 listed = ", ".join(map(repr, choices))
@@ -62,6 +64,7 @@ class Settings:
         for name in ("layers", "progress_bar", "prog_bar"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        _check_seconds("max_seconds", self.max_seconds)
         _check_share("max_overhead", self.max_overhead)
         if not self.name or not isinstance(self.name, str):
             raise ValueError(f"name must be a non-empty string, got {self.name!r}")
@@ -103,6 +106,15 @@ def _check_positive(name: str, value: object) -> None:
         raise TypeError(f"{name} must be a positive integer or None, got {value!r}")
     if value < 1:
         raise ValueError(f"{name} must be a positive integer or None, got {value}")
+
+
+def _check_seconds(name: str, value: object) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a positive number of seconds or None, got {value!r}")
+    if not value > 0:
+        raise ValueError(f"{name} must be a positive number of seconds or None, got {value}")
 
 
 def _check_share(name: str, value: object) -> None:

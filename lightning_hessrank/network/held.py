@@ -3,8 +3,8 @@
 A stop-gradient (``detach``, ``.data``, ``no_grad``, ``item``) makes the gradient that of the loss
 with the detached value held. Differences of such gradients see the value move, and would accuse
 second derivatives that are right. So the values are recorded at one point and played back at
-others. What a step writes into a parameter behind autograd's back (prototypes normalised in place)
-is played back as a shift: autograd knows the parameter as it is after that.
+others. (What a step writes into its parameters is not seen here: the subject of a measurement has
+them written once, and then held.)
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lightning_hessrank.network.modes import OrderedMode, Place, name_of, writes
+from lightning_hessrank.network.modes import OrderedMode, Place, name_of
 
 
 class HeldValues(OrderedMode):
@@ -53,11 +53,8 @@ class HeldValues(OrderedMode):
         with torch._C.DisableTorchFunction():
             inside = any(x.requires_grad for x in tensors)
             views = any(id(x) in self._views for x in tensors)
-            written = bool(tensors) and self._writes_parameter(func, tensors[0])
         if not inside and not views:
             return func(*args, **kwargs)
-        if written:
-            return self._written(func, args, kwargs, tensors[0])
         if views:
             args, kwargs = tree_map(self._value_of, (args, kwargs))
         result = func(*args, **kwargs)
@@ -84,23 +81,6 @@ class HeldValues(OrderedMode):
             return result
         held = self._values[self._next - 1]
         return tree_map(_copied, held) if _alike(held, result) else result
-
-    def _written(
-        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], to: Tensor
-    ) -> Any:
-        """Let a parameter be written to; where that is played back, move it as it was moved."""
-        with torch._C.DisableTorchFunction(), torch.no_grad():
-            before = to.clone()
-        result = func(*args, **kwargs)
-        with torch._C.DisableTorchFunction(), torch.no_grad():
-            first, after = self._hold([before, to.clone()])
-            if not self.recording:
-                to.copy_(after + (before - first))
-        return result
-
-    def _writes_parameter(self, func: Callable[..., Any], target: Tensor) -> bool:
-        leaf = target.requires_grad and target.is_leaf and not torch.is_grad_enabled()
-        return writes(func) and (leaf or id(target) in self._views)
 
     def _value_of(self, x: Any) -> Any:
         return self._views[id(x)][1] if id(x) in self._views else x

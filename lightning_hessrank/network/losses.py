@@ -38,23 +38,6 @@ _CALLS: dict[Takes, Callable[[Any, Any], tuple[Any, ...]]] = {
 
 
 @dataclass(frozen=True)
-class Network:
-    """A network as a function of its inputs, with the parameters that it uses inside.
-
-    Nothing is assumed about how the function is written: it may run a whole ``training_step``. Its
-    linear operations are seen while it runs.
-    """
-
-    forward: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]
-    """Takes tensors like ``inputs`` (any number of samples) and returns the outputs that enter the
-    loss function, samples first or flattened into the first dimension."""
-    inputs: tuple[Tensor, ...]
-    """Floating tensors, samples in the first dimension. The outputs may ignore some of them."""
-    parameters: Mapping[str, Tensor]
-    """Trainable parameters by qualified name, as ``forward`` uses them."""
-
-
-@dataclass(frozen=True)
 class LossKind:
     """What a bound needs to know of the loss: which changes of the output it cannot see."""
 

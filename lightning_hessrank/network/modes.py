@@ -10,11 +10,13 @@ first, and what it makes of it goes on to the one entered before. From the first
 * ``READ``, ``LayerRecorder`` or ``SurrogateMode``: they read (the surrogate: exchange) what is
   really computed, when casts and substitutes are done. One at a time, since each hands on another
   tensor than the one that it remembers.
+* ``PROTECT``, ``WriteProtected``: whatever is exchanged, nothing writes to what it protects.
 * ``EXCHANGE``, ``TwiceDifferentiable``: what it puts in the place of a function is read, too.
 * ``PRECISION``, ``KeepPrecision``: whatever is exchanged, read or rewritten is in the measuring
   precision.
 * ``OUTPUT``, ``OutputRecorder``: sees the losses as the step calls them, before any of the above
-  has taken them apart; its aliases of the outputs pass through all others.
+  has taken them apart; its aliases of the outputs pass through all others. ``WithoutNoise``, too,
+  exchanges what the step itself calls.
 
 PyTorch's own ``DeviceContext`` is below all of them (``torch.set_default_device``), or above if the
 step enters it; it only adds an argument to factories, which none of ours look at.
@@ -32,6 +34,7 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import Any, ClassVar, TypeVar
 
+from torch import Tensor
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 Mode = TypeVar("Mode", bound="OrderedMode")
@@ -43,9 +46,10 @@ class Place(IntEnum):
     HOLD = 0
     REWRITE = 1
     READ = 2
-    EXCHANGE = 3
-    PRECISION = 4
-    OUTPUT = 5
+    PROTECT = 3
+    EXCHANGE = 4
+    PRECISION = 5
+    OUTPUT = 6
 
 
 class OrderedMode(TorchFunctionMode):
@@ -93,9 +97,15 @@ def name_of(func: Callable[..., Any]) -> str:
     return getattr(func, "__name__", str(func)).strip("_")
 
 
+#: Names that begin like ``__iadd__``, but change nothing.
+_READING = frozenset({"__init__", "__index__", "__int__", "__invert__", "__iter__"})
+
+
 def writes(func: Callable[..., Any]) -> bool:
-    """Whether a function changes its first argument in place."""
+    """Whether a function changes its first argument (``mul_``, ``*=``, ``x[0] = …``)."""
     name = getattr(func, "__name__", "")
+    if name == "__set__":
+        return getattr(func, "__self__", None) is Tensor.data
     if name.startswith("__"):
-        return name in {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__"}
-    return name.endswith("_")
+        return name == "__setitem__" or (name.startswith("__i") and name not in _READING)
+    return name.endswith("_") and name != "requires_grad_"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+
+from lightning_hessrank.network.operator import ToeplitzOperator
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -16,71 +17,6 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 #: Entries of a dense matrix beyond which the operator form is recommended (512 MiB in float64).
 MAX_ENTRIES = 2**26
-
-
-@dataclass(frozen=True, eq=False)
-class ToeplitzOperator:
-    """The Toeplitz matrix ``T`` of a layer as a linear operator, for layers of any size.
-
-    ``T @ x.flatten() + bias`` is the layer's output for one sample ``x``, flattened channel by
-    channel: ``vec(z) = T(W) vec(a)`` of Singh, Hofmann, Schölkopf (arXiv 2305.09088), section 3.
-    """
-
-    apply: Callable[[Tensor], Tensor]
-    """The layer without its bias, on inputs of shape ``(n, *input_shape)``."""
-    input_shape: torch.Size
-    """Of one sample, with channels."""
-    output_shape: torch.Size
-    dtype: torch.dtype
-    device: torch.device
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows (output features) and columns (input features)."""
-        return self.output_shape.numel(), self.input_shape.numel()
-
-    def __matmul__(self, vectors: Tensor) -> Tensor:
-        """Multiply with ``vectors`` of shape ``(columns,)`` or ``(columns, k)``."""
-        columns = vectors[:, None] if vectors.ndim == 1 else vectors
-        if columns.ndim != 2 or len(columns) != self.shape[1]:
-            raise ValueError(
-                f"a matrix of shape {self.shape} multiplies vectors with {self.shape[1]} rows, "
-                f"got shape {tuple(vectors.shape)}"
-            )
-        product = self.apply(columns.T.reshape(-1, *self.input_shape)).flatten(1).T
-        return product[:, 0] if vectors.ndim == 1 else product
-
-    def transposed_matmul(self, vectors: Tensor) -> Tensor:
-        """Multiply ``Tᵀ`` with ``vectors`` of shape ``(rows,)`` or ``(rows, k)``."""
-        columns = vectors[:, None] if vectors.ndim == 1 else vectors
-        if columns.ndim != 2 or len(columns) != self.shape[0]:
-            raise ValueError(
-                f"the transpose of a matrix of shape {self.shape} multiplies vectors with "
-                f"{self.shape[0]} rows, got shape {tuple(vectors.shape)}"
-            )
-        zero = torch.zeros(
-            (columns.shape[1], *self.input_shape),
-            dtype=self.dtype,
-            device=self.device,
-            requires_grad=True,
-        )
-        with torch.enable_grad():
-            outputs = self.apply(zero)
-        cotangents = columns.T.reshape(-1, *self.output_shape)
-        (product,) = torch.autograd.grad(outputs, zero, cotangents)
-        rows = product.flatten(1).T
-        return rows[:, 0] if vectors.ndim == 1 else rows
-
-    def to_dense(self, block: int = 1024) -> Tensor:
-        """The whole matrix, from products with blocks of unit vectors."""
-        rows, columns = self.shape
-        dense = torch.empty(rows, columns, dtype=self.dtype, device=self.device)
-        for start in range(0, columns, block):
-            stop = min(start + block, columns)
-            unit = torch.zeros(columns, stop - start, dtype=self.dtype, device=self.device)
-            unit[start:stop].fill_diagonal_(1.0)
-            dense[:, start:stop] = self @ unit
-        return dense
 
 
 def toeplitz_operator(layer: nn.Module, input_size: int | Sequence[int]) -> ToeplitzOperator:
@@ -96,18 +32,27 @@ def toeplitz_operator(layer: nn.Module, input_size: int | Sequence[int]) -> Toep
         TypeError: the layer is of another kind.
         ValueError: the size does not fit the layer.
     """
+    return _operator(layer, input_size, {})
+
+
+def _operator(
+    layer: nn.Module,
+    input_size: int | Sequence[int],
+    values: dict[str, Tensor],
+) -> ToeplitzOperator:
+    """The layer itself runs, with all its options, on other ``values`` and a bias of zero."""
     size = (input_size,) if isinstance(input_size, int) else tuple(input_size)
     shape = _input_shape(layer, size)
-    weight = layer.weight
+    weight = values.get("weight", layer.weight)
     assert isinstance(weight, Tensor)
-    # The layer itself runs, with all its options, on a bias of zero.
-    without_bias = {"bias": torch.zeros_like(layer.bias)} if isinstance(layer.bias, Tensor) else {}
+    if isinstance(layer.bias, Tensor):
+        values = values | {"bias": torch.zeros_like(layer.bias, dtype=weight.dtype)}
 
     def apply(x: Tensor) -> Tensor:
-        return torch.func.functional_call(layer, without_bias, (x,))
+        return torch.func.functional_call(layer, values, (x,))
 
     with torch.no_grad():
-        output = apply(torch.zeros(1, *shape, dtype=weight.dtype, device=weight.device))
+        output = apply(weight.new_zeros(1, *shape))
     return ToeplitzOperator(apply, torch.Size(shape), output.shape[1:], weight.dtype, weight.device)
 
 
@@ -192,15 +137,5 @@ def weight_pattern(layer: nn.Module, input_size: int | Sequence[int]) -> Tensor:
     assert isinstance(weight, Tensor)
     numbers = torch.arange(1.0, weight.numel() + 1, dtype=torch.float64, device=weight.device)
     values = {"weight": numbers.reshape(weight.shape)}
-    if isinstance(layer.bias, Tensor):
-        values["bias"] = torch.zeros_like(layer.bias, dtype=torch.float64)
-    operator = toeplitz_operator(layer, input_size)
-    numbered = ToeplitzOperator(
-        lambda x: torch.func.functional_call(layer, values, (x,)),
-        operator.input_shape,
-        operator.output_shape,
-        torch.float64,
-        weight.device,
-    )
     with torch.no_grad():
-        return numbered.to_dense().round()
+        return _operator(layer, input_size, values).to_dense().round()

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_hessrank.network.batches import batch_size, cut_batch
 from lightning_hessrank.subject.step import Step
 from lightning_hessrank.subject.subject import Subject
-
-#: Relative difference of outputs that rounding leaves.
-SAME = 1e-9
 
 
 class Cut(NamedTuple):
@@ -52,38 +48,11 @@ def cut_samples(
     full = batch_size(batch) if size is None else size
     if samples >= full:
         return Cut(batch, full)
-    fewer = cut_batch(batch, samples, full)
-    subject = Subject(
-        module, [batch, fewer], step, training=False, sizes=[full, samples], trainer=trainer
-    )
+    subject = Subject(module, [batch], step, training=False, sizes=[full], trainer=trainer)
     try:
-        reason = _difference(subject)
+        reason = subject.why_whole(subject.batches[0], full, samples)
     finally:
         subject.release()
-    return Cut(fewer, samples) if reason is None else Cut(batch, full, reason)
-
-
-def _difference(subject: Subject) -> str | None:
-    """Say why the second batch of a subject is not the beginning of the first."""
-    whole, fewer = subject.batches
-    with torch.enable_grad():
-        expected = subject.evaluate(whole)  # what this raises is no fault of the cut
-        try:
-            found = subject.evaluate(fewer)
-        except Exception as error:  # whatever user code does on such a batch
-            return f"the step fails on a part of it ({type(error).__name__}: {error})"
-    if not expected.outputs or len(expected.outputs) != len(found.outputs):
-        return "the network's output is not known, so that there is no telling what a part of it is"
-    for one, part in zip(expected.outputs, found.outputs, strict=True):
-        if not _begins_with(one.tensor.detach(), part.tensor.detach(), *subject.sizes):
-            return "the network has other outputs for a part of it"
-    return None
-
-
-def _begins_with(whole: Tensor, part: Tensor, full: int, samples: int) -> bool:
-    if not whole.ndim or whole.shape[1:] != part.shape[1:]:
-        return False
-    if len(part) * full != len(whole) * samples:
-        return False
-    difference = (whole[: len(part)] - part).abs().max() if part.numel() else whole.new_zeros(())
-    return bool(difference <= SAME * whole.abs().max())
+    if reason is not None:
+        return Cut(batch, full, reason)
+    return Cut(cut_batch(batch, samples, full), samples)

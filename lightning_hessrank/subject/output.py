@@ -165,6 +165,7 @@ class OutputRecorder(OrderedMode):
         if id(tensor) not in self._aliases:
             alias = tensor.view_as(tensor)
             self._aliases[id(tensor)] = tensor, alias
+            self._aliases[id(alias)] = alias, alias
             self.watch(tensor, alias)
         return self._aliases[id(tensor)][1]
 

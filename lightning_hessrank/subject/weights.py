@@ -17,8 +17,8 @@ from torch import Tensor
 from lightning_hessrank.network.batches import join_batches
 from lightning_hessrank.subject.step import StepResult
 
-#: Relative error of a combination of gradients up to which it is one.
-TOLERANCE = 1e-10
+#: Relative error of a combination of gradients up to which it is one; of lower precisions, in eps.
+TOLERANCE, TOLERANCE_EPS = 1e-10, 100
 
 
 class BatchWeights(NamedTuple):
@@ -104,4 +104,5 @@ def _combination(
 
 def _fits(joined: Tensor, basis: Tensor, shares: Tensor) -> bool:
     error = float((joined - basis @ shares).norm())
-    return error <= TOLERANCE * float(joined.norm().maximum(basis.norm()))
+    tolerance = max(TOLERANCE, TOLERANCE_EPS * torch.finfo(joined.dtype).eps)
+    return error <= tolerance * float(joined.norm().maximum(basis.norm()))

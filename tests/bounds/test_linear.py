@@ -14,19 +14,19 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 from lightning_hessrank.api import batch_bound, rank_bound
 from lightning_hessrank.bounding import network_of
-from lightning_hessrank.bounds.inputs import matrix_rank
 from lightning_hessrank.bounds.linear import linear_bound
-from lightning_hessrank.network.losses import Network, loss_kind
+from lightning_hessrank.network.function import Network
+from lightning_hessrank.network.losses import loss_kind
 from lightning_hessrank.results import BoundNotAvailableError
-from tests.bounds.test_batch import exact_rank
-from tests.oracles import exact_ranks
+from tests.oracles import exact_rank, exact_ranks
+from tests.slow import first
 
 
 @pytest.mark.parametrize("kind", ["generic", "patch"])
 @pytest.mark.parametrize(
     ("middle", "total"), [((), 156), ((nn.Upsample(scale_factor=2),), 116)], ids=["plain", "up"]
 )
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", first(1, range(4)))
 def test_an_ill_conditioned_network_is_not_undercounted(
     seed: int, middle: tuple[nn.Module, ...], total: int, kind: Any
 ) -> None:
@@ -44,14 +44,6 @@ def test_an_ill_conditioned_network_is_not_undercounted(
     bound = linear_bound(module_network(model, x), MSE, data=(x,), kind=kind, seed=seed)
     assert bound.functional >= total - 5 * (not middle)
     assert bound.total == total if kind == "generic" else bound.total >= total
-
-
-def test_a_spectrum_without_a_gap_counts_in_full() -> None:
-    left, right = (torch.linalg.qr(torch.randn(20, 20)).Q for _ in range(2))
-    decaying = left * torch.logspace(0, -19, 20) @ right
-    assert matrix_rank(decaying) == 20
-    clear = left * torch.tensor([1.0] * 7 + [0.0] * 13) @ right
-    assert matrix_rank(clear) == 7
 
 
 MSE = loss_kind("mse")

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import csv
 import importlib
+import os
+import subprocess
+import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,11 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_hessrank import HessianRankMonitor
+from lightning_hessrank.cli.history import history_table
+from lightning_hessrank.dashboard import Dashboard
+from lightning_hessrank.monitor.run import Run
+from tests.system.terminal_run import SAID
+from tests.terminal import Terminal
 
 COMMAND = ("measure", "train:Net", "--checkpoints", "run", "--data", "train:batch")
 
@@ -68,6 +77,7 @@ def test_same_numbers_as_the_callback(run: list[dict[str, Any]], hessrank: Any) 
         assert offline["bound"] == online["bound"] == 45
 
 
+@pytest.mark.slow
 def test_tensorboard_gets_it(run: list[dict[str, Any]], hessrank: Any) -> None:
     hessrank(*COMMAND)
     events = EventAccumulator("run/hessrank", size_guidance={"scalars": 0}).Reload()
@@ -75,6 +85,7 @@ def test_tensorboard_gets_it(run: list[dict[str, Any]], hessrank: Any) -> None:
     assert found == [(x["step"], x["rank"]) for x in run[1:]]
 
 
+@pytest.mark.slow
 def test_table_is_printed(run: list[dict[str, Any]], hessrank: Any) -> None:
     lines = hessrank(*COMMAND).stdout.splitlines()
     assert lines[0].split()[:4] == ["step", "epoch", "loss", "rank"]
@@ -82,21 +93,22 @@ def test_table_is_printed(run: list[dict[str, Any]], hessrank: Any) -> None:
     assert "tensorboard --logdir run/hessrank" in lines
 
 
+@pytest.mark.slow
 def test_goes_on_where_it_stopped(
     run: list[dict[str, Any]], hessrank: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    take = HessianRankMonitor.on_train_end
+    take = Run.take
     count = 0
 
-    def interrupted(self: Any, trainer: Any, module: Any) -> None:
+    def interrupted(*args: Any) -> Any:
         nonlocal count
         count += 1
         if count == 3:
             raise KeyboardInterrupt
-        take(self, trainer, module)
+        return take(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(HessianRankMonitor, "on_train_end", interrupted)
+        patch.setattr(Run, "take", interrupted)
         result = hessrank(*COMMAND)
     assert result.exit_code == 130
     assert result.stderr.splitlines()[-1] == "interrupted; the same command goes on from here"
@@ -113,6 +125,177 @@ def test_goes_on_where_it_stopped(
     assert len(rows()) == 3
 
 
+def before(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    raise KeyboardInterrupt
+
+
+def after(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    function(*args, **kwargs)
+    raise KeyboardInterrupt
+
+
+#: What a measurement writes, in order: where it is, and which of its calls belongs to the second
+#: checkpoint.
+WRITES = {
+    "events": (Dashboard, "write", 2),
+    "state": (torch, "save", 2),
+    "state is put in its place": (os, "replace", 3),
+    "table is put in its place": (os, "replace", 4),
+}
+
+
+@pytest.mark.parametrize("where", [before, after])
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES.keys())
+def test_interrupted_between_any_two_writes_nothing_is_lost(
+    run: list[dict[str, Any]],
+    hessrank: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    where: Callable[..., Any],
+    write: tuple[Any, str, int],
+) -> None:
+    owner, name, which = write
+    real, calls = getattr(owner, name), 0
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return (where(real, *args, **kwargs)) if calls == which else real(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, interrupted)
+        assert hessrank(*COMMAND).exit_code == 130
+    assert calls == which
+    result = hessrank(*COMMAND)
+    assert result.exit_code == 0, result.stderr
+    live = [(x["step"], x["rank"]) for x in run[1:]]
+    assert [(int(row["step"]), float(row["hessian/rank"])) for row in rows()] == live
+    kept = torch.load("run/hessrank/monitor.pt", weights_only=True)
+    assert [(x["step"], x["rank"]) for x in kept["monitor"]["history"]] == live
+    assert [row["step"] for row in kept["rows"]] == [4, 8, 12]
+    events = EventAccumulator("run/hessrank", size_guidance={"scalars": 0}).Reload()
+    shown = [(event.step, event.value) for event in events.Scalars("hessian/rank")]
+    assert sorted(set(shown)) == live  # a step may be there twice, with the same number
+    assert len(shown) <= 4
+    assert len(result.stdout.split("\n\n")[0].splitlines()) == 4
+    assert not list(Path("run/hessrank").glob("*.part"))
+
+
+def test_damaged_state_is_an_error_that_says_what_to_do(
+    run: list[dict[str, Any]], hessrank: Any
+) -> None:
+    hessrank(*COMMAND)
+    state = Path("run/hessrank/monitor.pt")
+    state.write_bytes(state.read_bytes()[:100])
+    result = hessrank(*COMMAND)
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1] == (
+        "Error: run/hessrank/monitor.pt is damaged or of another version (RuntimeError while "
+        "reading it); remove it to measure anew, or choose another --output"
+    )
+
+
+def test_unusable_folder_is_an_error(run: list[dict[str, Any]], hessrank: Any) -> None:
+    Path("file").write_text("")
+    result = hessrank(*COMMAND, "--output", "file/inside")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1] == "Error: file/inside cannot be used: Not a directory"
+
+
+def test_table_says_how_and_on_what_every_rank_was_found(
+    run: list[dict[str, Any]], hessrank: Any
+) -> None:
+    p = run[1]["num_parameters"]
+    eps = torch.finfo(torch.float64).eps
+    blocks = hessrank(*COMMAND).stdout.split("\n\n")
+    assert blocks[1] == (
+        f"method dense, tolerance {p * eps:.2g} max|λ|, samples 16, mode eval, parameters {p}, "
+        "bound is a reference line"
+    )
+    arguments = ("--method", "lanczos", "--mode", "train", "--max-samples", "9")
+    table, facts, _ = hessrank(*COMMAND, *arguments, "--output", "other").stdout.split("\n\n")
+    assert facts.startswith("method lanczos, tolerance 0.001 max|λ|, samples 9, mode train, ")
+    history = torch.load("other/monitor.pt", weights_only=True)["monitor"]["history"]
+    assert ("95 % interval" in table) == any("rank_lower" in x for x in history)
+
+
+def test_what_differs_between_measurements_is_in_the_table() -> None:
+    record = {"step": 8, "epoch": 1, "loss": 0.5, "rank": 7, "num_parameters": 9, "bound": 8}
+    first = {**record, "method": "dense", "rtol": 1e-3, "bound_is_theorem": True}
+    later = {**first, "step": 16, "rank": 9, "bound_is_theorem": False}
+    assert history_table([later, first]).splitlines() == [
+        "step  epoch  loss  rank  bound      bound is a",
+        "   8      1   0.5     7      8         theorem",
+        "  16      1   0.5     9      8  reference line",
+        "",
+        "method dense, tolerance 0.001 max|λ|, parameters 9",
+    ]
+    estimated = {**first, "rank": 7.25, "rank_lower": 6.0, "rank_upper": 8.5}
+    assert "7.25       6 to 8.5 " in history_table([estimated])
+    assert history_table([]) == ""
+
+
+READING_STEP = """
+from train import Net as Plain
+
+class Net(Plain):
+    def training_step(self, batch, batch_idx):
+        scale = {scale}
+        return super().training_step(batch, batch_idx) * scale
+"""
+
+
+def test_step_reads_where_the_checkpoint_stands(run: list[dict[str, Any]], hessrank: Any) -> None:
+    scale = (
+        "1 + self.trainer.global_step * self.trainer.world_size + self.trainer.is_global_zero"
+        " * (self.global_step + 100 * self.current_epoch)"
+    )
+    Path("reading.py").write_text(READING_STEP.format(scale=scale))
+    hessrank(*COMMAND)
+    hessrank("measure", "reading:Net", *COMMAND[2:], "--output", "reading")
+    plain, reading = (
+        torch.load(f"{folder}/monitor.pt", weights_only=True)["monitor"]["history"]
+        for folder in ("run/hessrank", "reading")
+    )
+    for a, b in zip(plain, reading, strict=True):
+        factor = 1 + 2 * a["step"] + 100 * a["epoch"]
+        assert b["loss"] == pytest.approx(a["loss"] * factor, rel=1e-12)
+
+
+def test_step_is_not_told_what_a_checkpoint_does_not_know(
+    run: list[dict[str, Any]], hessrank: Any
+) -> None:
+    Path("asking.py").write_text(READING_STEP.format(scale="self.trainer.max_epochs"))
+    result = hessrank("measure", "asking:Net", *COMMAND[2:])
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1].endswith(
+        "AttributeError: the step reads trainer.max_epochs, which a checkpoint does not tell; pass "
+        "a loss function that needs no trainer (loss_fn(module, batch) -> scalar loss)"
+    )
+
+
+@pytest.mark.parametrize("missing", ["pytorch_lightning", "lightning"])
+def test_either_namespace_will_do(run: list[dict[str, Any]], hessrank: Any, missing: str) -> None:
+    """The program itself imports neither."""
+    hessrank(*COMMAND)
+    expected = rows()
+    namespace = {"lightning": "pytorch_lightning", "pytorch_lightning": "lightning.pytorch"}
+    source = Path("train.py").read_text().replace("pytorch_lightning", namespace[missing])
+    Path("train.py").write_text(source)
+    program = (
+        f"import sys; sys.modules[{missing!r}] = None\n"
+        "from lightning_hessrank.cli import app\n"
+        f"app({[*COMMAND, '--output', 'other']!r}, standalone_mode=False)\n"
+        f"assert not any(m.split('.')[0] == {missing!r} for m in sys.modules if m != {missing!r})"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    with Path("other/measurements.csv").open(newline="") as file:
+        found = list(csv.DictReader(file))
+    assert [x["hessian/rank"] for x in found] == [x["hessian/rank"] for x in expected]
+
+
+@pytest.mark.slow
 def test_broken_files_are_reported_and_skipped(run: list[dict[str, Any]], hessrank: Any) -> None:
     folder = Path("run/checkpoints")
     whole = (folder / "epoch=1-step=8.ckpt").read_bytes()
@@ -148,6 +331,7 @@ def test_broken_files_are_reported_and_skipped(run: list[dict[str, Any]], hessra
     assert told[str(folder / "short.ckpt")].startswith("the weights do not fit 'train:Net': ")
 
 
+@pytest.mark.slow
 def test_two_runs_in_one_folder_are_told_apart(run: list[dict[str, Any]], hessrank: Any) -> None:
     first = Path("run/checkpoints/epoch=0-step=4.ckpt")
     other = torch.load(first, weights_only=True)
@@ -162,6 +346,7 @@ def test_two_runs_in_one_folder_are_told_apart(run: list[dict[str, Any]], hessra
     )
 
 
+@pytest.mark.slow
 def test_settings_are_fixed_within_a_folder(run: list[dict[str, Any]], hessrank: Any) -> None:
     hessrank(*COMMAND)
     result = hessrank(*COMMAND, "--rtol", "0.1")
@@ -175,6 +360,7 @@ def test_settings_are_fixed_within_a_folder(run: list[dict[str, Any]], hessrank:
     assert hessrank(*COMMAND, "--rtol", "0.1", "--output", "other").exit_code == 0
 
 
+@pytest.mark.slow
 def test_options_have_their_effect(run: list[dict[str, Any]], hessrank: Any) -> None:
     hessrank(*COMMAND, "--loss-fn", "train:shifted_loss", "--output", "shifted")
     hessrank(*COMMAND, "--max-samples", "2", "--output", "two")
@@ -195,6 +381,7 @@ def _measured(hessrank: Any) -> str:
     return "run/hessrank"
 
 
+@pytest.mark.slow
 def test_data_module_and_shuffled_loader_are_the_same_data_each_time(
     run: list[dict[str, Any]], hessrank: Any
 ) -> None:
@@ -250,3 +437,27 @@ def test_errors(
     assert result.exit_code == code, result.output
     last = result.stderr.splitlines()[-1].replace("dir 'nowhere'", "Directory 'nowhere'")
     assert last == message  # but for a word that differs between versions of typer
+
+
+def test_bars_on_a_terminal_leave_only_the_table(run: list[dict[str, Any]], here: Path) -> None:
+    program = (
+        "from tests.system.terminal_run import slowly\n"
+        "from lightning_hessrank.cli import app\n"
+        "slowly()\n"
+        f"app({[*COMMAND, '--method', 'sketch']!r})\n"
+    )
+    terminal = Terminal("-c", program)
+    assert terminal.code == 0, terminal.final
+    both = [
+        screen
+        for screen in terminal.screens
+        if any("epoch=1-step=8.ckpt" in line for line in screen)
+        and any("hessian rank" in line for line in screen)
+    ]
+    assert both
+    for screen in terminal.screens:
+        assert sum("hessian rank" in line for line in screen) <= 1, "\n".join(screen)
+    assert not any("━" in line for line in terminal.final)
+    assert {line for line in terminal.final if SAID in line} == {SAID}
+    start = next(i for i, x in enumerate(terminal.final) if x.split()[:2] == ["step", "epoch"])
+    assert [line.split()[0] for line in terminal.final[start + 1 : start + 4]] == ["4", "8", "12"]

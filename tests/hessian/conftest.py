@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 import pytest
 from torch import Tensor
 
-from lightning_hessrank.hessian import LossCurvature
-from lightning_hessrank.hessian.root import agrees
+from lightning_hessrank.hessian.curvature import Curvature
+from lightning_hessrank.hessian.dense import add_sampled
+from lightning_hessrank.hessian.operator import agrees
 from lightning_hessrank.hessian.samples import SampleHessian
 
 ASSEMBLE = "lightning_hessrank.hessian.dense"
@@ -25,11 +26,11 @@ class Seen:
 @pytest.fixture
 def sampling(monkeypatch: pytest.MonkeyPatch) -> Seen:
     """The way by samples is taken at any cost, and watched."""
-    seen, add = Seen(), LossCurvature.add_sampled
+    seen = Seen()
 
-    def add_and_look(self: LossCurvature, *args) -> set[int]:
-        found = add(self, *args)
-        seen.names, seen.agreed = {self.names[i] for i in found}, None
+    def add_and_look(curvature: Curvature, *args) -> frozenset[int]:
+        found = add_sampled(curvature, *args)
+        seen.names, seen.agreed = {curvature.names[i] for i in found}, None
         return found
 
     def check_and_look(found: Tensor, products: Tensor) -> bool:
@@ -37,7 +38,7 @@ def sampling(monkeypatch: pytest.MonkeyPatch) -> Seen:
         return seen.agreed
 
     monkeypatch.setattr(SampleHessian, "cost", 0)
-    monkeypatch.setattr(LossCurvature, "add_sampled", add_and_look)
+    monkeypatch.setattr(f"{ASSEMBLE}.add_sampled", add_and_look)
     monkeypatch.setattr(f"{ASSEMBLE}.agrees", check_and_look)
     return seen
 

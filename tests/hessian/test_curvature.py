@@ -6,7 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_hessrank.hessian import LossCurvature
+from lightning_hessrank.estimators import dense_rank
+from lightning_hessrank.hessian import (
+    LossCurvature,
+    NonFiniteError,
+)
 from tests.networks import CASES, Problem
 
 PARTS = ("total", "outer", "functional")
@@ -122,3 +126,11 @@ def test_no_parameters_no_hessian() -> None:
     function = type(Problem("mlp").function())({}, [])
     with pytest.raises(ValueError, match=r"^a loss function without parameters has no Hessian$"):
         LossCurvature(function)
+
+
+def test_loss_that_is_finite_with_a_hessian_that_is_not() -> None:
+    problem = Problem("mse")
+    problem.loss = lambda f, y: (f - f.detach()).abs().pow(1.5).sum()
+    curvature = LossCurvature(problem.function())
+    with pytest.raises(NonFiniteError, match=r"^the total Hessian is not finite at a finite loss"):
+        dense_rank(curvature.operator("total"))

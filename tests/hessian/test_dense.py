@@ -9,11 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_hessrank.hessian import Evaluation, LossCurvature
+from lightning_hessrank.estimators import dense_rank
+from lightning_hessrank.hessian import Evaluation, LossCurvature, dense
 from lightning_hessrank.hessian.blocks import Block
 from lightning_hessrank.hessian.samples import SampleHessian
+from lightning_hessrank.tolerance import machine_rtol
 from tests.hessian.architectures import PARTS, Given, chain
 from tests.hessian.conftest import Seen, assert_same
+from tests.networks import Problem
 
 
 class Centred(nn.Module):
@@ -245,3 +248,44 @@ def test_without_memory_for_blocks_there_are_products(
     monkeypatch.setattr(SampleHessian, "blocks", fail(RuntimeError("a bug")))
     with pytest.raises(RuntimeError, match=r"^a bug$"):
         operator.to_dense()
+
+
+def test_a_shortcut_that_loses_an_eigenvalue_just_beyond_the_cut_is_dropped() -> None:
+    """A tiny penalty on a weight of a dead input: its row is all that the layers do not explain."""
+    torch.manual_seed(0)
+    net = nn.Linear(50, 12, bias=False).double()
+    x = torch.linalg.qr(torch.randn(80, 50, dtype=torch.float64)).Q
+    x[:, -1] = 0
+    problem = Problem("mse")
+    problem.net, problem.parameters, problem.data = net, {"weight": net.weight}, [(x, x[:, :12])]
+    scale = 2 / (80 * 12)  # what the other eigenvalues are
+    for times in (0.5, 2.0):
+        c = times * machine_rtol(600) * scale / 2
+        problem.loss = lambda f, y, c=c: F.mse_loss(f, y) + c * net.weight[0, 49] ** 2
+        found = dense_rank(LossCurvature(problem.function()).operator())
+        assert found.rank == 12 * 49 + (times > 1)
+
+
+def test_sparse_inputs_are_no_layers_but_measured() -> None:
+    problem = Problem("mlp", sizes=(12,))
+    x, y = problem.data[0]
+    expected = dense_rank(LossCurvature(problem.function()).operator())
+    problem.data = [(x.to_sparse(), y)]
+    curvature = LossCurvature(problem.function())
+    seen = dense_rank(curvature.operator())
+    assert seen.rank == expected.rank
+    assert float((seen.eigenvalues - expected.eigenvalues).abs().max()) < 1e-14
+
+
+def test_cost_of_a_dense_matrix_says_which_way_it_takes(monkeypatch) -> None:
+    problem = Problem("mlp", sizes=(12,))  # 53 parameters: three outputs, five inputs of the head
+    operator = LossCurvature(problem.function()).operator()
+    assert operator.dense_cost() == (3 + 5) / 4 + 53 / 8
+    monkeypatch.setattr(dense, "sample", lambda *_: (None, frozenset()))
+    assert operator.dense_cost() == 53 / 2
+
+    def no_memory(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(dense, "sample", no_memory)
+    assert operator.dense_cost() == 53 / 2

@@ -8,19 +8,21 @@ from torch import Tensor, nn
 
 from lightning_hessrank.estimators.dense import dense_rank
 from lightning_hessrank.hessian import LossCurvature, NonFiniteError
+from lightning_hessrank.hessian.dense import add_sampled
 from lightning_hessrank.hessian.samples import Block, SampleHessian
 from tests.hessian.architectures import KINDS, PARTS, Given, RandomProblem
 from tests.hessian.conftest import Seen, assert_same
+from tests.slow import first
 
 
 def by_products(curvature: LossCurvature, part: str) -> Tensor:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(LossCurvature, "add_sampled", lambda *_: set())
+        patch.setattr("lightning_hessrank.hessian.dense.add_sampled", lambda *_: frozenset())
         return curvature.operator(part).to_dense()
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", first(2, range(12)))
 @pytest.mark.parametrize("kind", KINDS)
 def test_random_networks(kind: str, seed: int, sampling: Seen) -> None:
     problem = RandomProblem(kind, seed)
@@ -36,7 +38,7 @@ def test_random_networks(kind: str, seed: int, sampling: Seen) -> None:
         assert matrix.equal(matrix.T)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", first(1, range(3)))
 @pytest.mark.parametrize("kind", KINDS)
 def test_repeated_in_small_steps_and_without_random_numbers(
     kind: str, seed: int, sampling: Seen, monkeypatch: pytest.MonkeyPatch
@@ -96,7 +98,7 @@ def test_cost_decides(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     start = dict(enumerate((0, 40, 48, 72), start=2))
 
     def sampled() -> set[int]:
-        return set(curvature.add_sampled(part, start, torch.zeros(75, 75).double(), int))
+        return set(add_sampled(curvature, part, start, torch.zeros(75, 75).double(), int))
 
     assert sampled() == set(start)
     assert costs == [cost]

@@ -13,7 +13,7 @@ from pytorch_lightning.tuner import Tuner
 from torch import Tensor, nn
 
 from lightning_hessrank import HessianRankMonitor
-from lightning_hessrank.monitor import run as session
+from lightning_hessrank.monitor import run
 from lightning_hessrank.monitor.callback import HessianRankWarning
 from tests.training import QUIET, TRAINS, loader, memory_logger, plain_module
 
@@ -150,6 +150,7 @@ def test_several_optimisers_count_their_steps() -> None:
 # -- resume ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("val", [False, True])
 @pytest.mark.parametrize("schedule", [{}, {"every_n_steps": 3}])
 def test_resumed_history_is_that_of_an_uninterrupted_run(
@@ -272,11 +273,11 @@ def test_interruption_in_the_middle_of_a_measurement(
     """Nothing half-measured remains, and the same run can go on."""
     released: list[Any] = []
 
-    def release(self: session.Subject) -> None:
+    def release(self: run.Subject) -> None:
         released.append(self)
 
-    monkeypatch.setattr(session.Subject, "release", release)
-    real_measure = session.measure
+    monkeypatch.setattr(run.Subject, "release", release)
+    real_measure = run.measure
 
     def interrupted(*args: Any, **kwargs: Any) -> Any:
         if len(released) == 1:
@@ -284,7 +285,7 @@ def test_interruption_in_the_middle_of_a_measurement(
             raise error("in the middle")
         return real_measure(*args, **kwargs)
 
-    monkeypatch.setattr(session, "measure", interrupted)
+    monkeypatch.setattr(run, "measure", interrupted)
     monitor, module = strict(), plain_module(pl)
     trainer = pl.Trainer(**QUIET, max_epochs=2, callbacks=[monitor])
     with pytest.raises((error, SystemExit)):

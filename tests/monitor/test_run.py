@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from lightning_hessrank import HessianRankMonitor, measure
-from lightning_hessrank.monitor import run as session
+from lightning_hessrank.monitor import bounds
 from lightning_hessrank.monitor.callback import HessianRankWarning
 from lightning_hessrank.monitor.log import logger as console
 from lightning_hessrank.results import RankBound
@@ -163,7 +163,7 @@ def test_skipped_measurements_can_be_monitored() -> None:
 
 def test_a_bound_that_is_contradicted_is_no_theorem(monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = RankBound(3, 2, 1, (), 43, "patch", is_theorem=True, reason="It is said to hold.")
-    monkeypatch.setattr(session, "reference_bound", lambda subject: wrong)
+    monkeypatch.setattr(bounds, "reference_bound", lambda subject: wrong)
     net = nn.Sequential(nn.Linear(4, 5, bias=False), nn.Linear(5, 3, bias=False))
     monitor = HessianRankMonitor(method="dense")
     expected = (

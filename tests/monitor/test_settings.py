@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from typing import Any
 
@@ -11,18 +12,14 @@ import torch
 from torch.utils.data import TensorDataset
 
 from lightning_hessrank import HessianRankMonitor
-from lightning_hessrank.monitor import run as session
+from lightning_hessrank.monitor import run, series
 from lightning_hessrank.monitor.clock import Clock
+from lightning_hessrank.monitor.settings import Settings
+from tests.monitor.fake_time import FakeTime
+from tests.slow import first
 from tests.training import QUIET, TRAINS, loader, memory_logger, plain_module
 
 pytestmark = TRAINS
-
-
-class FakeTime:
-    seconds = 0.0
-
-    def __call__(self) -> float:
-        return self.seconds
 
 
 class Tick(pl.Callback):
@@ -35,22 +32,22 @@ class Tick(pl.Callback):
         self.now.seconds += 1.0
 
 
-@pytest.mark.parametrize("share", [0.15, 0.3, 0.5])
+@pytest.mark.parametrize("share", first(1, [0.5, 0.3, 0.15]))
 def test_measurements_wait_until_the_budget_allows_them(
     share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A measurement takes two seconds: each but the first as early as the share stays below."""
-    now, real = FakeTime(), session.measure
+    now, real = FakeTime(), run.measure
 
     def slow(*args: Any, **kwargs: Any) -> Any:
         now.seconds += 2.0
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(session, "measure", slow)
+    monkeypatch.setattr(run, "measure", slow)
+    monkeypatch.setattr(series, "Clock", lambda: Clock(now))
     monitor = HessianRankMonitor(
         method="dense", every_n_steps=1, max_overhead=share, on_error="raise"
     )
-    monitor._session.series.clock = Clock(now)
     logger = memory_logger(pl)
     trainer = pl.Trainer(
         **{**QUIET, "logger": logger}, max_epochs=12, callbacks=[Tick(now), monitor]
@@ -66,7 +63,7 @@ def test_measurements_wait_until_the_budget_allows_them(
     assert len(expected) > 2
     assert all(r["overhead"] < share for r in monitor.history[1:])
     skipped = 49 - len(expected)
-    assert monitor._session.series.skipped == skipped
+    assert monitor.state_dict()["skipped"] == skipped
     logged = [x["hessian-time/skipped"] for _, x in logger.logged if "hessian-time/skipped" in x]
     assert max(logged) == skipped
 
@@ -94,6 +91,8 @@ def test_arguments_and_defaults_are_those_of_the_documentation() -> None:
     assert {name: defaults[name] for name in documented} == documented
     assert HessianRankMonitor().settings.every_n_epochs == 1
     assert HessianRankMonitor(every_n_steps=5).settings.every_n_epochs is None
+    settings = {field.name: field.default for field in dataclasses.fields(Settings)}
+    assert {name: defaults[name] for name in settings} == settings  # the command line's defaults
     doc = HessianRankMonitor.__doc__ or ""
     assert all(f"        {name}: " in doc for name in defaults)
 

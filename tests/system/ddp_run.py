@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 
 from lightning_hessrank import HessianRankMonitor, measure
 from lightning_hessrank.hessian import ReducedOperator
+from lightning_hessrank.monitor.clock import Clock
 from lightning_hessrank.subject.subject import Subject
 from tests.training import QUIET, dataset, messy_module, plain_module, snapshot
 
@@ -59,20 +60,24 @@ class LowRank(Spawned):
 class Findings(pl.Callback):
     """Writes what a process has at the end, which spawned ones cannot return."""
 
-    def __init__(self, out: str, monitors: list[HessianRankMonitor]) -> None:
-        self.out, self.monitors = out, monitors
+    def __init__(
+        self,
+        out: str,
+        monitors: list[HessianRankMonitor],
+        said: list[warnings.WarningMessage],
+    ) -> None:
+        self.out, self.monitors, self.said = out, monitors, said
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         trainer.save_checkpoint(f"{self.out}.ckpt")
         found = {
             "histories": [x.history for x in self.monitors],
-            "failures": [x._session.failures.failed.total() for x in self.monitors],
-            "skipped": [x._session.series.skipped for x in self.monitors],
+            "said": [str(warning.message) for warning in self.said],
+            "skipped": [x.state_dict()["skipped"] for x in self.monitors],
             "metrics": {k: float(v) for k, v in trainer.callback_metrics.items()},
             "steps": trainer.global_step,
             "references": [
-                None if x._session.series.reference is None else x._session.series.reference.batches
-                for x in self.monitors
+                x.state_dict()["reference"]["batches"][trainer.global_rank] for x in self.monitors
             ],
         }
         Path(f"{self.out}.{trainer.global_rank}").write_bytes(pickle.dumps(found))
@@ -106,7 +111,7 @@ def failures_on_second_process() -> Iterator[None]:
         ReducedOperator.to_dense = to_dense  # type: ignore[method-assign]
 
 
-def train(out: str, mode: str) -> None:
+def train(out: str, mode: str, said: list[warnings.WarningMessage]) -> None:
     torch.manual_seed(0)
     np.random.seed(0)
     random.seed(0)
@@ -125,12 +130,12 @@ def train(out: str, mode: str) -> None:
     monitors = [] if mode == "alone" else [HessianRankMonitor(**options)]
     if mode == "budget":  # the first process can afford every measurement, the second none
         projected = float(os.environ.get("LOCAL_RANK", "0"))
-        monitors[0]._session.series.clock.projected_overhead = lambda: projected  # type: ignore[method-assign]
+        Clock.projected_overhead = lambda self: projected  # type: ignore[method-assign]
     trainer = pl.Trainer(
         **{**QUIET, "max_epochs": 3 if mode == "failing" else 2},
         strategy="ddp_spawn" if mode == "spawn" else "ddp",
         devices=2,
-        callbacks=[*monitors, Findings(f"{out}.{mode}", monitors)],
+        callbacks=[*monitors, Findings(f"{out}.{mode}", monitors, said)],
     )
     loader = DataLoader(dataset(SAMPLES), batch_size=BATCH)
     with failures_on_second_process() if mode == "failing" else nullcontext():
@@ -143,10 +148,11 @@ def train(out: str, mode: str) -> None:
 def main(out: str, *modes: str) -> None:
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     logging.getLogger("lightning_hessrank").setLevel(logging.ERROR)
-    warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     for mode in modes:
-        train(out, mode)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            train(out, mode, said)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_hessrank import HessianRankMonitor
 from lightning_hessrank.dashboard import Dashboard
-from tests.dashboard.figures.test_style import lines
-from tests.dashboard.test_board import PLAIN, layout, read
+from tests.dashboard.figures.drawing import lines
+from tests.dashboard.reading import PLAIN, layout, read
 
 
 class Regression(pl.LightningModule):
@@ -55,6 +55,7 @@ def _few_workers(recwarn: pytest.WarningsRecorder) -> None:
     """Lightning's advice on workers and batches is not the point here."""
 
 
+@pytest.mark.slow
 def test_a_run_with_two_monitors(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     logger = TensorBoardLogger(tmp_path)
     monitor = HessianRankMonitor(dashboard=Dashboard(histogram=False, hparams=True))

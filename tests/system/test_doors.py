@@ -110,7 +110,21 @@ ADAPTERS: dict[str, Callable[[str, Path], Outcome]] = {
     "hessrank measure": of_measure,
     "hessrank bound": of_bound,
 }
-ROWS = [(door, name) for name, row in CONDITIONS.items() for door in ADAPTERS if door in row.doors]
+#: One row of each kind through the doors that take a Trainer's time; the others are slow.
+QUICK = {"plain", "tuple targets", "wrong second derivative"}
+ROWS = [
+    pytest.param(
+        door,
+        name,
+        id=f"{name}-{door}",
+        marks=[pytest.mark.slow]
+        if door in ("hessrank measure", "monitor") and name not in QUICK
+        else [],
+    )
+    for name, row in CONDITIONS.items()
+    for door in ADAPTERS
+    if door in row.doors
+]
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +145,7 @@ def outcome(door: str, name: str, folder: Path) -> Outcome:
     return Outcome(number, " ".join([said, *(str(w.message) for w in caught)]))
 
 
-@pytest.mark.parametrize(("door", "name"), ROWS, ids=[f"{n}-{d}" for d, n in ROWS])
+@pytest.mark.parametrize(("door", "name"), ROWS)
 def test_every_door_under_every_condition(door: str, name: str, rank: int, tmp_path: Path) -> None:
     found, says = outcome(door, name, tmp_path / "run"), CONDITIONS[name].says
     if says:

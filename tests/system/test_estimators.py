@@ -79,6 +79,7 @@ def matrix(build, steps: int, part: str = "total") -> Tensor:
     return curvature(build, steps).operator(part).to_dense()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [0, 60])
 @pytest.mark.parametrize("build", [cnn, linear])
 @pytest.mark.parametrize("part", ["total", "outer", "functional"])
@@ -92,6 +93,7 @@ def test_lanczos_agrees_with_dense(build, steps: int, part: str) -> None:
         assert estimate.num_products < operator.dim
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["total", "outer", "functional"])
 def test_sketch_agrees_with_dense_where_the_network_is_linear(part: str) -> None:
     operator = curvature(linear, 0).operator(part)
@@ -102,6 +104,7 @@ def test_sketch_agrees_with_dense_where_the_network_is_linear(part: str) -> None
     assert sketch.num_products < operator.dim
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["total", "outer", "functional"])
 @pytest.mark.filterwarnings("ignore:the rank is too close to the dimension")
 def test_sketch_agrees_with_dense_after_training(part: str) -> None:
@@ -112,6 +115,7 @@ def test_sketch_agrees_with_dense_after_training(part: str) -> None:
     assert sketch_rank(operator, rtol=1e-2).rank == dense.rank_at(1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rtol", [1e-1, 1e-2, 1e-3])
 def test_lanczos_interval_covers_the_dense_count(rtol: float) -> None:
     """A reduced form of the benchmark's 100 estimates: 10 of them."""
@@ -130,7 +134,9 @@ def test_dense_parts_are_the_three_ranks(name: str, sizes: tuple[int, ...]) -> N
     """Few samples: the outer part from its Gram matrix; many: as the difference."""
     problem = Problem(name, sizes=sizes)
     calls: list[tuple[int, int]] = []
-    estimates = dense_parts(LossCurvature(problem.function()), progress=lambda *x: calls.append(x))
+    estimates = dense_parts(
+        LossCurvature(problem.function()).operators(), progress=lambda *x: calls.append(x)
+    )
     assert list(estimates) == ["total", "outer", "functional"]
     for part, expected in problem.oracle().items():
         spectrum = torch.linalg.eigvalsh(expected)
@@ -148,7 +154,7 @@ def test_penalty_on_the_weights_is_in_the_total_only() -> None:
     problem = Problem("mlp", sizes=(30, 20))
     plain = problem.loss
     problem.loss = lambda f, y: plain(f, y) + sum((p**2).sum() for p in problem.parameters.values())
-    estimates = dense_parts(LossCurvature(problem.function()))
+    estimates = dense_parts(LossCurvature(problem.function()).operators())
     size = estimates["total"].num_parameters
     assert estimates["total"].rank == size
     assert estimates["outer"].rank < size - 5
@@ -158,14 +164,14 @@ def test_penalty_on_the_weights_is_in_the_total_only() -> None:
 def dense_parts_of_plain(loss):
     problem = Problem("mlp", sizes=(30, 20))
     problem.loss = loss
-    return dense_parts(LossCurvature(problem.function()))
+    return dense_parts(LossCurvature(problem.function()).operators())
 
 
 def test_outer_part_is_not_lost_beside_a_large_functional_part() -> None:
     """Large residuals: the difference of the other two would have no digit of the outer part."""
     problem = Problem("mse", sizes=(40, 20))
     problem.loss = lambda f, y: 1e9 * f.mean() + (f**2).mean()
-    estimates = dense_parts(LossCurvature(problem.function()))
+    estimates = dense_parts(LossCurvature(problem.function()).operators())
     expected = dense_rank(LossCurvature(problem.function()).operator("outer"))
     assert estimates["outer"].rank == expected.rank
     assert estimates["outer"].tolerance == pytest.approx(expected.tolerance, rel=1e-6)
@@ -178,9 +184,9 @@ def test_total_alone_where_the_output_is_unknown() -> None:
         LossTerm(t.weight, lambda t=t: Evaluation(t.evaluate().loss, ())) for t in function.terms
     ]
     hidden = LossCurvature(LossFunction(function.parameters, terms))
-    estimates = dense_parts(hidden)
+    estimates = dense_parts(hidden.operators())
     assert list(estimates) == ["total"]
-    assert estimates["total"].rank == dense_parts(LossCurvature(function))["total"].rank
+    assert estimates["total"].rank == dense_parts(LossCurvature(function).operators())["total"].rank
 
 
 def test_dead_pixels_cost_nothing_and_change_nothing() -> None:

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_hessrank import HessianRankMonitor, bounding, measure
 from lightning_hessrank.hessian import LossCurvature
-from lightning_hessrank.monitor import run as session
+from lightning_hessrank.monitor import bounds
 from lightning_hessrank.monitor.callback import HessianRankWarning
 from tests.training import QUIET, TRAINS, loader, memory_logger, plain_module
 
@@ -73,7 +73,7 @@ def no_bound(patch: pytest.MonkeyPatch) -> None:
     def reference_bound(subject: Any) -> Any:
         raise IndexError("list index out of range")
 
-    patch.setattr(session, "reference_bound", reference_bound)
+    patch.setattr(bounds, "reference_bound", reference_bound)
 
 
 @fault(
@@ -197,7 +197,7 @@ def _(patch: pytest.MonkeyPatch, run: dict[str, Any]) -> None:
     "4 of 4 measurements failed; the reason was given above",
 )
 def _(patch: pytest.MonkeyPatch, run: dict[str, Any]) -> None:
-    patch.setattr(session, "reference_bound", bounding.reference_bound)  # is not asked
+    patch.setattr(bounds, "reference_bound", bounding.reference_bound)  # is not asked
 
     def loss(module: Any, batch: Any) -> Any:
         return {}[0]
@@ -213,7 +213,7 @@ def _(patch: pytest.MonkeyPatch, run: dict[str, Any]) -> None:
     "4 of 4 measurements failed; the reason was given above",
 )
 def _(patch: pytest.MonkeyPatch, run: dict[str, Any]) -> None:
-    patch.setattr(session, "reference_bound", bounding.reference_bound)  # is not asked
+    patch.setattr(bounds, "reference_bound", bounding.reference_bound)  # is not asked
     run["monitor"]["loss_fn"] = lambda module, batch: batch[0].sum()
 
 
@@ -238,7 +238,7 @@ def _(patch: pytest.MonkeyPatch, run: dict[str, Any]) -> None:
     "loss_fn, or use a loss of torch.nn.functional",
 )
 def _(patch: pytest.MonkeyPatch, run: dict[str, Any]) -> None:
-    patch.setattr(session, "reference_bound", bounding.reference_bound)
+    patch.setattr(bounds, "reference_bound", bounding.reference_bound)
     run["monitor"]["loss_fn"] = lambda module, batch: (
         (batch[0] @ module.net.weight.T + module.net.bias).pow(4).mean()
     )
@@ -295,6 +295,7 @@ def live_bytes() -> int:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::lightning_hessrank.monitor.callback.HessianRankWarning")
 @pytest.mark.parametrize("failing", [False, True])
 def test_nothing_leaks(failing: bool, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,8 +19,10 @@ from torch.utils.data import DataLoader
 
 from lightning_hessrank import HessianRankMonitor
 from lightning_hessrank.monitor import reference
-from lightning_hessrank.monitor import run as session
-from lightning_hessrank.subject import subject, trainer_view
+from lightning_hessrank.monitor import run as monitor_run
+from lightning_hessrank.subject import isolated, trainer_view
+from lightning_hessrank.subject.state import State
+from tests.slow import first
 from tests.training import (
     NAMESPACES,
     QUIET,
@@ -97,13 +99,14 @@ def generators(train: DataLoader[Any]) -> list[torch.Generator]:
     return [train.generator] if train.generator is not None else []
 
 
-@pytest.mark.parametrize("setup", SETUPS.values(), ids=SETUPS.keys())
+@pytest.mark.parametrize("setup", first(1, SETUPS.values()), ids=SETUPS.keys())
 @pytest.mark.parametrize("mode", ["eval", "train"])
 def test_training_is_bitwise_the_same(setup: dict[str, Any], mode: str) -> None:
     without = run(None, **setup)
     assert differences(without, run({**EVERYWHERE, "module_mode": mode}, **setup)) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "schedule",
     [
@@ -120,6 +123,7 @@ def test_from_each_hook_in_both_namespaces(schedule: dict[str, Any], name: str) 
     assert differences(run(None, name=name), run(schedule, name=name)) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "data",
     [
@@ -135,6 +139,7 @@ def test_with_the_loader_that_training_runs_on(
     assert differences(run(None, data=data), run({**EVERYWHERE, **monitor}, data=data)) == []
 
 
+@pytest.mark.slow
 def test_with_weight_averaging() -> None:
     def averaging(pl: Any) -> list[Any]:
         found = importlib.import_module(f"{pl.__name__}.callbacks")
@@ -150,20 +155,20 @@ def test_with_weight_averaging() -> None:
 
 def without_copy(patch: pytest.MonkeyPatch) -> None:
     """Measure on the live module, which is float64 here already."""
-    patch.setattr(subject, "shadow_copy", lambda module, **options: module)
-    patch.setattr(subject, "rewound", lambda module: nullcontext())
-    patch.setattr(subject, "release", lambda module: None)
+    patch.setattr(isolated, "shadow_copy", lambda module, **options: module)
+    patch.setattr(State, "rewound", lambda state: nullcontext())
+    patch.setattr(isolated, "release", lambda module: None)
 
 
 def without_restored_dtype(patch: pytest.MonkeyPatch) -> None:
     set_default_dtype = torch.set_default_dtype
     patch.setattr(
-        subject, "differentiable_twice", lambda dtype, **_: nullcontext(set_default_dtype(dtype))
+        isolated, "differentiable_twice", lambda dtype, **_: nullcontext(set_default_dtype(dtype))
     )
 
 
 def without_restored_loader(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(session, "as_batches", lambda data, transfer: map(transfer, data))
+    patch.setattr(monitor_run, "as_batches", lambda data, transfer: map(transfer, data))
 
 
 LEFT_OUT: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str]] = {
@@ -204,10 +209,12 @@ def control() -> dict[str, Any]:
     return run(None, **CONTROL)
 
 
+@pytest.mark.slow
 def test_control_is_the_same_with_nothing_left_out(control: dict[str, Any]) -> None:
     assert differences(control, run(MONITOR, **CONTROL)) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("leave_out", "noticed"), LEFT_OUT.values(), ids=LEFT_OUT.keys())
 def test_comparison_notices_what_is_left_out(
     leave_out: Callable[[pytest.MonkeyPatch], None],
@@ -236,7 +243,7 @@ def test_reference_batch_is_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
         monitor = HessianRankMonitor(every_n_steps=1, on_error="raise")
         trainer = pl.Trainer(max_steps=3, callbacks=[monitor], **QUIET)
         trainer.fit(messy_module(pl), loader())
-        batches = monitor._session.series.reference.batches
+        batches = monitor.state_dict()["reference"]["batches"][0]
         return {reference.fingerprint(batches), *(x["reference"] for x in monitor.history)}
 
     assert len({x[:16] for x in fingerprints()}) == 1

@@ -20,6 +20,8 @@ from lightning_hessrank.dashboard import Dashboard
 from tests.dashboard import browser, synthetic
 from tests.dashboard.screenshot import newest_run, open_dashboard
 
+pytestmark = pytest.mark.slow
+
 #: Runs that share a folder: what their charts have in common must not break.
 RUNS: dict[str, Any] = {
     "relu": {},

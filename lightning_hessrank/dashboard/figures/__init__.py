@@ -1,4 +1,7 @@
-"""Figures of a measurement, a bound and a run, drawn from results alone (matplotlib)."""
+"""Figures of a measurement, a bound and a run, drawn from results alone.
+
+Importing this says how results draw themselves; matplotlib is imported by the first figure drawn.
+"""
 
 from lightning_hessrank.dashboard.figures.history import history_figure
 from lightning_hessrank.dashboard.figures.layers import (
@@ -8,6 +11,10 @@ from lightning_hessrank.dashboard.figures.layers import (
 )
 from lightning_hessrank.dashboard.figures.spectrum import sorted_figure, spectrum_figure
 from lightning_hessrank.dashboard.figures.style import png
+from lightning_hessrank.results import RankBound, RankEstimate, figure_of
+
+figure_of.register(RankEstimate, sorted_figure)
+figure_of.register(RankBound, bound_figure)
 
 __all__ = [
     "bound_figure",

@@ -1,0 +1,108 @@
+"""The bounds of a run: sought where they hold for the data of all, and believed with care."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+
+from lightning_hessrank.bounding import reference_batch_bound, reference_bound
+from lightning_hessrank.estimating import Ranks
+from lightning_hessrank.hessian.verify import SPLIT_TOLERANCE
+from lightning_hessrank.monitor.failures import Failures, cause_of
+from lightning_hessrank.monitor.series import Series
+from lightning_hessrank.results import LayerRank, RankBound, RankEstimate
+from lightning_hessrank.subject.subject import Subject
+
+#: Spectral gap from which on a rank is clear-cut enough to contradict a bound.
+CLEAR_GAP = 1e3
+
+#: Gives a subject on the reference data of all processes.
+Union = Callable[[], AbstractContextManager[Subject]]
+
+
+class Bounds:
+    """Seeks the bounds of one run; every process finds them for itself.
+
+    Args:
+        series: keeps the linear bound, which is constant within a run.
+        failures: told what to say.
+    """
+
+    def __init__(self, series: Series, failures: Failures) -> None:
+        self._series = series
+        self._failures = failures
+        self.missing = ""
+        """What to say of the linear bound if there is none."""
+
+    def seek(self, subject: Subject, union: Union) -> None:
+        """Find the linear bound, unless the run has sought it already.
+
+        Raises:
+            Exception: what the step itself raises, which is no fault of the bound.
+        """
+        if self._series.bound_sought:
+            return
+        subject.evaluate(subject.batches[0])
+        self._series.bound_sought = True
+        self._series.bound, self.missing = _found(reference_bound, union, "a bound")
+
+    def of_batch(self, union: Union) -> RankBound | None:
+        """Find the bound that holds at these weights on these data."""
+        bound, missing = _found(reference_batch_bound, union, "the batch bound")
+        if missing:
+            self._failures.warn_once(missing)
+        return bound
+
+    def applicable(self, ranks: Ranks) -> RankBound | None:
+        """Return the linear bound, marked where the loss has a part that it does not know of."""
+        bound = self._series.bound
+        if ranks.unexplained <= SPLIT_TOLERANCE:
+            return self._uncontradicted(bound, ranks.total)
+        reason = (
+            "the loss has a part that does not pass through the network's output (a weight "
+            "penalty, or a loss function that was not recognised), to which no bound applies"
+        )
+        self._failures.warn_once(
+            f"{reason}; the total rank includes it. Pass loss_fn=... to measure the data loss alone"
+        )
+        return None if bound is None else replace(bound, is_theorem=False, reason=reason)
+
+    def _uncontradicted(self, bound: RankBound | None, total: RankEstimate) -> RankBound | None:
+        """Return the bound, no longer called a theorem where a clear-cut rank lies above it."""
+        if bound is None or not bound.is_theorem or total.std_error or total.rank <= bound.total:
+            return bound
+        if total.gap is not None and total.gap < CLEAR_GAP:
+            return bound
+        reason = (
+            f"the measured rank {total.rank} exceeds the bound {bound.total} that was to be a "
+            "theorem, so one of them is wrong"
+        )
+        self._failures.warn_once(f"{reason}; please report this network to lightning-hessrank")
+        return replace(bound, is_theorem=False, reason=reason)
+
+
+def _found(
+    find: Callable[[Subject], RankBound], union: Union, what: str
+) -> tuple[RankBound | None, str]:
+    """Return a bound, or what is to be said because there is none."""
+    try:
+        with union() as subject:
+            return find(subject), ""
+    except Exception as error:  # whatever the module does to it, the rank can be measured
+        return None, f"the rank is logged without {what}: {cause_of(error)}"
+
+
+def layer_ranks(ranks: Ranks, bound: RankBound | None) -> dict[str, LayerRank]:
+    """Put each layer's rank beside its bound.
+
+    A layer's diagonal block is that of the outer-product Hessian plus that of the functional one,
+    whose rank its column block limits.
+    """
+    limits: dict[str, int] = {}
+    if bound is not None and bound.outer is not None:
+        limits = {x.name: min(x.num_parameters, bound.outer + x.functional) for x in bound.layers}
+    return {
+        name: LayerRank(block.rank, block.num_parameters, limits.get(name))
+        for name, block in ranks.layers.items()
+    }

@@ -1,0 +1,67 @@
+"""Where a run stands when it is measured, with a Trainer or without one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from lightning_hessrank.monitor.progress import MakeBar, trainer_bar
+
+
+@dataclass(frozen=True)
+class Place:
+    """All that a measurement asks of the run around it."""
+
+    step: int
+    """Optimiser steps done."""
+    epoch: int
+    """Index of the epoch last trained in."""
+    trainer: Any = None
+    """What the step may read as ``self.trainer``."""
+    make_bar: MakeBar | None = None
+    """How to show a progress bar; ``None``: not at all."""
+
+    @classmethod
+    def of(cls, trainer: Any, epoch: int) -> Place:
+        """Return where a live Lightning trainer stands.
+
+        Args:
+            trainer: whose ``global_step`` counts.
+            epoch: given, since the trainer's own is one ahead after the last.
+        """
+        return cls(trainer.global_step, epoch, trainer, trainer_bar(trainer))
+
+    @classmethod
+    def at_checkpoint(cls, step: int, epoch: int, make_bar: MakeBar | None = None) -> Place:
+        """Return where a run stood when a checkpoint was written."""
+        return cls(step, epoch, Standstill(step, epoch), make_bar)
+
+
+@dataclass(frozen=True)
+class Standstill:
+    """What a step finds as its trainer where there is none: what a checkpoint says of the run."""
+
+    global_step: int
+    current_epoch: int
+    world_size: int = 1
+    num_devices: int = 1
+    num_nodes: int = 1
+    global_rank: int = 0
+    local_rank: int = 0
+    node_rank: int = 0
+    is_global_zero: bool = True
+    training: bool = True
+    validating: bool = False
+    testing: bool = False
+    predicting: bool = False
+    evaluating: bool = False
+    sanity_checking: bool = False
+    fast_dev_run: bool = False
+    datamodule: None = None
+
+    def __getattr__(self, name: str) -> NoReturn:
+        """Refuse to guess: a number made up here would go into the rank."""
+        raise AttributeError(
+            f"the step reads trainer.{name}, which a checkpoint does not tell; pass a loss "
+            "function that needs no trainer (loss_fn(module, batch) -> scalar loss)"
+        )

@@ -1,0 +1,38 @@
+"""A network as a function of its inputs, and its parameters by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network as a function of its inputs, with the parameters that it uses inside.
+
+    Nothing is assumed about how the function is written: it may run a whole ``training_step``. Its
+    linear operations are seen while it runs.
+    """
+
+    forward: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]
+    """Takes tensors like ``inputs`` (any number of samples) and returns the outputs that enter the
+    loss function, samples first or flattened into the first dimension."""
+    inputs: tuple[Tensor, ...]
+    """Floating tensors, samples in the first dimension. The outputs may ignore some of them."""
+    parameters: Mapping[str, Tensor]
+    """Trainable parameters by qualified name, as ``forward`` uses them."""
+
+
+def layer_name(parameter: str) -> str:
+    """Qualified name of the module that owns a parameter, or the parameter's own at top level."""
+    return parameter.rpartition(".")[0] or parameter
+
+
+def layers_of(parameters: Iterable[str]) -> dict[str, list[str]]:
+    """Group the names of parameters by the layer that owns them, both in the order given."""
+    layers: dict[str, list[str]] = {}
+    for name in parameters:
+        layers.setdefault(layer_name(name), []).append(name)
+    return layers

@@ -1,0 +1,54 @@
+"""Tables of text: one type, laid out for the console or as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells as they are to be read.
+
+    Args:
+        columns: headings; empty: none.
+        rows: as many cells in each as there are columns.
+        words: so many columns, from the left, hold words; the others numbers, which stand right.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    words: int = 1
+
+    def plain(self, *, ruled: bool = False, widths: Sequence[int] = ()) -> str:
+        """Lay out in aligned columns, two spaces apart.
+
+        Args:
+            ruled: draw a line below the headings, and one below the rows.
+            widths: least widths of the columns.
+        """
+        lines = [self.columns, *self.rows] if self.columns else list(self.rows)
+        cells = [[len(cell) for cell in line] for line in lines] + (
+            [list(widths)] if widths else []
+        )
+        needed = [max(column) for column in zip(*cells, strict=True)]
+
+        def aligned(line: Sequence[str]) -> str:
+            parts = (
+                f"{cell:{'<' if i < self.words else '>'}{width}}"
+                for i, (cell, width) in enumerate(zip(line, needed, strict=True))
+            )
+            return "  ".join(parts).rstrip()
+
+        text = [aligned(line) for line in lines]
+        if ruled:
+            rule = "-" * (sum(needed) + 2 * (len(needed) - 1))
+            text = [text[0], rule, *text[1:], rule]
+        return "\n".join(text)
+
+    def markdown(self) -> str:
+        """Lay out as Markdown, which wants headings: empty ones will do."""
+        columns = self.columns or [""] * len(self.rows[0])
+        rule = ["---" if i < self.words else "---:" for i in range(len(columns))]
+        lines = [columns, rule, *([x.replace("|", r"\|") for x in row] for row in self.rows)]
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)

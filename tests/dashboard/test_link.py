@@ -1,0 +1,37 @@
+"""The way to the dashboard: a command and a link."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+
+from lightning_hessrank.dashboard import Dashboard
+
+
+def test_announcement_leads_to_the_run(tmp_path: Path) -> None:
+    import json
+    from urllib.parse import parse_qs, urlsplit
+
+    logger = TensorBoardLogger(tmp_path / "my runs", name="digits", prefix="p")
+    said = Dashboard(name="h").start([CSVLogger(tmp_path), logger])
+    title, command, link = said.splitlines()
+    assert title == "Rank of the loss Hessian on TensorBoard:"
+    folder = f"'{tmp_path / 'my runs'}'"
+    assert command == f"  tensorboard --logdir {folder} --samples_per_plugin images=100"
+    url = urlsplit(link.strip())
+    assert (url.netloc, url.path, url.fragment) == ("localhost:6006", "/", "timeseries")
+    query = parse_qs(url.query)
+    assert query["smoothing"] == ["0"]
+    cards = json.loads(query["pinnedCards"][0])
+    assert [c["tag"] for c in cards] == [
+        "p-h-figures/overview",
+        "p-h-figures/sorted",
+        "p-h-tolerance/rank_machine",
+        "p-h-estimate/rank",
+        "p-h-tolerance/rank_1e-3",
+    ]
+    images = [c for c in cards if c["plugin"] == "images"]
+    assert {(c["runId"], c["sample"]) for c in images} == {
+        ("defaultExperimentId/digits/version_0", 0)
+    }

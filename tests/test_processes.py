@@ -1,0 +1,37 @@
+"""Processes: what they share, and the strategies under which that is impossible."""
+
+from __future__ import annotations
+
+import pytest
+from pytorch_lightning.strategies import (
+    DeepSpeedStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+)
+
+from lightning_hessrank.processes import UnsupportedStrategyError, check_strategy
+from tests.training import TRAINS
+
+pytestmark = TRAINS
+
+
+@pytest.mark.parametrize("strategy", [FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy])
+def test_sharded_strategies_are_refused_by_name(strategy: type) -> None:
+    sharded = strategy.__new__(strategy)  # building one needs what it shards over
+    with pytest.raises(UnsupportedStrategyError) as caught:
+        check_strategy(sharded, 2)
+    assert str(caught.value) == (
+        f"{strategy.__name__} splits the module over processes or devices, so that there is no "
+        "whole copy whose Hessian could be measured during training; train with strategy='ddp' or "
+        "on one device, or measure a checkpoint afterwards with "
+        "lightning_hessrank.hessian_rank(...)"
+    )
+
+
+def test_unknown_strategies_are_refused_with_several_processes_only() -> None:
+    class Mystery:
+        pass
+
+    check_strategy(Mystery(), 1)
+    with pytest.raises(UnsupportedStrategyError, match="Mystery is not known to give every"):
+        check_strategy(Mystery(), 2)
