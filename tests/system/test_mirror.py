@@ -42,6 +42,8 @@ ELSEWHERE = {
     "monitor/bounds.py": "monitor/test_run.py",
     "estimators/registry.py": "system/test_extending.py",
     "monitor/log.py": "monitor/test_run.py",
+    "monitor/form.py": "monitor/test_checks.py",
+    "subject/protection.py": "subject/test_comparison.py",
     "opening.py": "hessian/test_verify.py",
     "sums.py": "test_metrics.py",
 }
