@@ -127,10 +127,10 @@ class Cost:
     """Bytes that the graphs of one sample take."""
     samples: int
     """In all."""
-    least: int
-    """Fewest that can be taken: batches that cannot be cut are whole."""
     sweep: float
     """Seconds that making a basis orthonormal takes, over the square of its size."""
+    least: int = 1
+    """Fewest samples that can be taken: batches that cannot be cut are whole."""
 
     @classmethod
     def measured(cls, subject: Subject, memory: int) -> Cost:
@@ -152,8 +152,8 @@ class Cost:
             each,
             held / samples,
             subject.num_samples,
-            subject.least,
             sweep,
+            subject.least,
         )
 
     def seconds(self, samples: int) -> float:
@@ -179,7 +179,7 @@ def _product(subject: Subject, memory: int) -> tuple[float, int, float]:
     curvature = _curvature(subject, memory)
     operator = curvature.operator()
     k = min(operator.block_size, operator.dim, 8)
-    vectors = torch.zeros(operator.dim, k, dtype=operator.dtype, device=operator.device)
+    vectors = torch.ones(operator.dim, k, dtype=operator.dtype, device=operator.device)
     best, spent = float("inf"), 0.0
     for _ in range(4):
         taken = _timed(lambda: operator.matmat(vectors), operator.device)

@@ -209,7 +209,7 @@ def seconds_per_product(operator: SymmetricOperator) -> float:
     The best of several, while they are short: what else runs on the machine only adds to it.
     """
     k = min(operator.block_size, operator.dim)
-    vectors = torch.zeros(operator.dim, k, dtype=operator.dtype, device=operator.device)
+    vectors = torch.ones(operator.dim, k, dtype=operator.dtype, device=operator.device)
     operator.matmat(vectors)
     return _best(lambda: operator.matmat(vectors), operator.device) / k
 

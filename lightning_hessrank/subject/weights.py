@@ -19,6 +19,9 @@ from lightning_hessrank.subject.step import StepResult
 
 #: Relative error of a combination of gradients up to which it is one; of lower precisions, in eps.
 TOLERANCE, TOLERANCE_EPS = 1e-10, 100
+#: So many batches are all compared with the first; of more, the second stands for the others where
+#: it has the weight of its samples.
+COMPARED = 64
 
 
 class BatchWeights(NamedTuple):
@@ -71,7 +74,7 @@ def batch_weights(
         found = _combination(*three, guess)
         if found is None:
             return BatchWeights(by_samples, _NO_MEAN)
-        if found == guess and not pairs:
+        if found == guess and not pairs and len(batches) > COMPARED:
             return BatchWeights(by_samples)
         pairs.append(found)
     if all(pair == (1.0, 1.0) for pair in pairs):
