@@ -144,7 +144,7 @@ def measure(
             )
 
         whole = processes.count == 1 and len(wanted) == len(PARTS)
-        if method == "dense" and whole and isinstance(curvature, LossCurvature):
+        if method == "dense" and whole and not isinstance(curvature, DifferenceCurvature):
             found = dense_parts(curvature, rtol=rtol, memory_limit=memory, progress=progress)
         else:
             found = {part: rank(operators[part], part, limits[part]) for part in wanted}
