@@ -137,8 +137,13 @@ def measure(
             )
 
         whole = processes.count == 1 and len(wanted) == len(PARTS)
+<<<<<<< HEAD
         if method == "dense" and whole and isinstance(curvature, LossCurvature):
             found = dense_parts(operators, rtol=rtol, memory_limit=memory, progress=progress)
+=======
+        if method == "dense" and whole and not isinstance(curvature, DifferenceCurvature):
+            found = dense_parts(curvature, rtol=rtol, memory_limit=memory, progress=progress)
+>>>>>>> b13
         else:
             found = {part: rank(operators[part], part, limits[part]) for part in wanted}
         blocks = {

@@ -204,7 +204,8 @@ def _common(request: Request) -> _Common:
 
 
 def seconds_per_product(operator: SymmetricOperator) -> float:
-    """Wall time of one product in a block of the operator's size, measured on zeros.
+    """Wall time of one product in a block of the operator's size, measured on ones: what
+    is zero may be left out.
 
     The best of several, while they are short: what else runs on the machine only adds to it.
     """
