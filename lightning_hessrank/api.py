@@ -68,8 +68,9 @@ def hessian_rank(
         loss_fn: ``loss_fn(outputs, targets) -> scalar``, a mean over samples; or a dict with the
             scalar as ``"loss"`` and, as ``"output"``, the tensor by which the parts are meant. Also
             a loss of ``torch.nn``: name (``"mse"``, ``"cross_entropy"``, …), function or module.
-        data: one ``(inputs, targets)`` tuple, or an iterable of such pairs, which are weighted by
-            their numbers of samples.
+        data: one ``(inputs, targets)`` tuple, or an iterable of such pairs, which are weighted so
+            that their loss is that of all samples together: by their numbers of samples as a rule,
+            by what the loss goes by where labels are ignored, classes have weights or it is a sum.
         part: ``"total"``, ``"outer"`` (outer-product Hessian = generalised Gauss–Newton) or
             ``"functional"`` (their difference, differentiated directly).
         method: ``"dense"``, ``"sketch"``, ``"lanczos"``, or ``"auto"``: by cost and memory.
@@ -92,8 +93,8 @@ def hessian_rank(
         TypeError: an argument has the wrong type, ``data`` are not pairs, or the loss is not a
             tensor.
         WrongProductError: Hessian-vector products are not the derivative of the gradient.
-        NoSecondDerivativeError: an operation has none; the message names it.
-        UnresolvedError: sketch or lanczos cannot tell the count at this tolerance.
+        UnresolvedError: sketch or lanczos cannot tell the count at this tolerance, or products are
+            differences of gradients, whose error does not allow it.
         MemoryError: what the method needs does not fit.
     """
     check_choice("part", part, PARTS)

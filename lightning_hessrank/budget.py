@@ -28,6 +28,7 @@ from lightning_hessrank.estimators.choose import (
 from lightning_hessrank.estimators.dense import dense_bytes
 from lightning_hessrank.estimators.lanczos import DEFAULT_PRODUCTS, default_probes
 from lightning_hessrank.estimators.sketch import OVERSAMPLING
+from lightning_hessrank.hessian.differences import DifferenceCurvature
 from lightning_hessrank.hessian.parts import LossCurvature
 from lightning_hessrank.results import Method, Part, RankBound
 from lightning_hessrank.subject.subject import Subject
@@ -128,6 +129,8 @@ class Cost:
     """In all."""
     sweep: float
     """Seconds that making a basis orthonormal takes, over the square of its size."""
+    least: int = 1
+    """Fewest samples that can be taken: batches that cannot be cut are whole."""
 
     @classmethod
     def measured(cls, subject: Subject, memory: int) -> Cost:
@@ -144,7 +147,13 @@ class Cost:
             longer, each = seconds, seconds / samples
         constant = max(0.0, longer - each * samples)
         return cls(
-            subject.num_parameters, constant, each, held / samples, subject.num_samples, sweep
+            subject.num_parameters,
+            constant,
+            each,
+            held / samples,
+            subject.num_samples,
+            sweep,
+            subject.least,
         )
 
     def seconds(self, samples: int) -> float:
@@ -167,10 +176,10 @@ CUBES = 3e10
 
 def _product(subject: Subject, memory: int) -> tuple[float, int, float]:
     """Best of some timings of one product, bytes of the graphs, and :attr:`Cost.sweep`."""
-    curvature = LossCurvature(subject.loss_function(), max_bytes=memory)
+    curvature = _curvature(subject, memory)
     operator = curvature.operator()
     k = min(operator.block_size, operator.dim, 8)
-    vectors = torch.zeros(operator.dim, k, dtype=operator.dtype, device=operator.device)
+    vectors = torch.ones(operator.dim, k, dtype=operator.dtype, device=operator.device)
     best, spent = float("inf"), 0.0
     for _ in range(4):
         taken = _timed(lambda: operator.matmat(vectors), operator.device)
@@ -180,6 +189,13 @@ def _product(subject: Subject, memory: int) -> tuple[float, int, float]:
     size = min(100, operator.dim)
     sweep = reorthogonalising(operator, size, default_probes(operator)) / size**2
     return best, 4 * curvature.term_bytes, sweep
+
+
+def _curvature(subject: Subject, memory: int) -> LossCurvature | DifferenceCurvature:
+    """Evaluate a subject, as it will be measured."""
+    if subject.once_only is not None:
+        return DifferenceCurvature(subject.loss_function())
+    return LossCurvature(subject.loss_function(), max_bytes=memory)
 
 
 def _timed(work: Callable[[], Tensor], device: torch.device) -> float:
@@ -202,12 +218,12 @@ def _exact(
     """Plan an exact method for all parts, if one is affordable."""
     p, product = cost.dim, cost.seconds(cost.samples)
     held = cost.bytes_each * cost.samples
-    dense = p / 8 * product + 3 * p**3 / CUBES
+    dense = (p / 8 if subject.once_only is None else p) * product + 3 * p**3 / CUBES
     sketch = float("inf") if limit is None else 3 * (limit + OVERSAMPLING) * product
     fits = dense_bytes(p) <= memory and dense <= seconds
     if held > memory or not (fits or sketch <= seconds):
         return None
-    operator = LossCurvature(subject.loss_function(), max_bytes=memory).operator()
+    operator = _curvature(subject, memory).operator()
     chosen = choose_method(
         operator, max_rank=limit, rtol=rtol, memory_limit=memory, patience=seconds / 2
     )
@@ -223,7 +239,8 @@ def _estimate(
     share = TOTAL_SHARE * max_seconds
     cost, precision = double, "float64"
     wanted = double.products(_fitting(double, memory), share, memory)
-    if wanted < DEFAULT_PRODUCTS and (rtol is None or rtol >= SINGLE_RTOL):
+    coarse = subject.once_only is None and (rtol is None or rtol >= SINGLE_RTOL)
+    if wanted < DEFAULT_PRODUCTS and coarse:
         single = Cost.measured(subject.in_precision(torch.float32), memory)
         samples = _fitting(double, memory)
         if double.seconds(samples) > WORTH * single.seconds(samples):
@@ -231,8 +248,8 @@ def _estimate(
     samples = _fitting(cost, memory)
     products = cost.products(samples, share, memory)
     enough = min(ENOUGH_PRODUCTS, cost.dim)
-    while products < enough and samples > 1:
-        samples = max(1, samples * 2 // 3)
+    while products < enough and samples > cost.least:
+        samples = max(cost.least, samples * 2 // 3)
         products = cost.products(samples, share, memory)
     everything = samples >= cost.samples
     seconds = 1.5 * products * cost.seconds(samples)
@@ -256,4 +273,4 @@ def _estimate(
 
 def _fitting(cost: Cost, memory: int) -> int:
     """How many samples' graphs fit into memory, beside a basis."""
-    return max(1, min(cost.samples, int(memory / 2 / max(cost.bytes_each, 1.0))))
+    return max(cost.least, min(cost.samples, int(memory / 2 / max(cost.bytes_each, 1.0))))

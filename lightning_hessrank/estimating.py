@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 
@@ -14,8 +15,16 @@ from lightning_hessrank.estimators import UnresolvedError, estimate_rank, smalle
 from lightning_hessrank.hessian import LossCurvature, Progress, SymmetricOperator
 from lightning_hessrank.hessian.memory import memory_limit
 from lightning_hessrank.hessian.operator import agrees, random_vectors
-from lightning_hessrank.hessian.verify import unexplained_share
-from lightning_hessrank.opening import opened, shared
+from lightning_hessrank.hessian.verify import NoSecondDerivativeError, missing_derivatives_named
+from lightning_hessrank.opening import (
+    AnyCurvature,
+    by_differences,
+    explained,
+    opened,
+    resolution_of,
+    resolved,
+    shared,
+)
 from lightning_hessrank.processes import Processes
 from lightning_hessrank.results import PARTS, Part, RankBound, RankEstimate
 from lightning_hessrank.subject.isolation import undisturbed
@@ -63,15 +72,22 @@ def planned(
 ) -> Plan:
     """Decide, on the first process for all, what a time budget buys; see :mod:`.budget`."""
     memory = min(processes.gather(memory_limit(subject.device)))
+    make = partial(
+        make_plan,
+        subject,
+        max_seconds=max_seconds,
+        memory=memory,
+        rtol=rtol,
+        bound=bound,
+        max_rank=max_rank,
+    )
     with undisturbed():
-        plan = make_plan(
-            subject,
-            max_seconds=max_seconds,
-            memory=memory,
-            rtol=rtol,
-            bound=bound,
-            max_rank=max_rank,
-        )
+        try:
+            with missing_derivatives_named():
+                plan = make()
+        except NoSecondDerivativeError as error:
+            subject.once_only = error.operation
+            plan = make()
     return processes.first(plan)
 
 
@@ -102,6 +118,7 @@ def estimates(
     verify: bool,
     seed: int,
     progress: Progress | None,
+    announce: Callable[[str], None] | None,
     deadline: float | None,
     notes: list[str],
 ) -> Ranks:
@@ -111,7 +128,7 @@ def estimates(
 
     Raises:
         NonFiniteError: the loss or a Hessian is not finite, on any process.
-        WrongProductError, NoSecondDerivativeError: see there.
+        WrongProductError, UnresolvedError: see there.
     """
     began = time.perf_counter()
     left = math.inf if deadline is None else deadline - began
@@ -122,18 +139,21 @@ def estimates(
         return began + DUE[part] * left
 
     few = _first(subject, PROBE_SAMPLES, processes)
-    with opened(few, processes, verify=verify, seed=seed) as curvature:
-        known = all(processes.gather(curvature.outputs_known))
-        unexplained = unexplained_share(curvature, seed=seed) if known and parts is None else 0.0
-        unexplained = max(processes.gather(unexplained))
+    with opened(
+        few, processes, verify=verify, seed=seed, differences=True, announce=announce
+    ) as curvature:
+        known, unexplained = explained(curvature, few, processes, parts, seed=seed)
+    subject.once_only = few.once_only
     wanted = tuple(parts or (PARTS if known else PARTS[:1]))
     found: dict[Part, RankEstimate] = {}
-    with opened(subject, processes, verify=False, seed=seed) as curvature:
+    with opened(subject, processes, verify=False, seed=seed, differences=True) as curvature:
         loss = sum(processes.gather(curvature.loss))
+        resolution = resolution_of(curvature, processes)
+        rtol = rtol if rtol is None else resolved(rtol, resolution)
         if "outer" in wanted and processes.count == 1:
             outer = _outer(subject, curvature, rtol, progress, due("outer"))
             found |= {} if outer is None else {"outer": outer}
-        part_estimates = _Estimates(plan, rtol, processes, seed, progress, notes)
+        part_estimates = _Estimates(plan, rtol, resolution, processes, seed, progress, notes)
         if plan.dtype == subject.dtype:
             for part in [x for x in ("total", "functional", "outer") if x in wanted]:
                 if part not in found:
@@ -151,7 +171,9 @@ def estimates(
     total = ordered.get("total")
     if plan.headline is None and total is not None and not math.isnan(total.rank):
         plan = replace(plan, headline=total.rtol)
-    return Ranks(ordered, {}, loss, subject.total_samples, unexplained, plan, tuple(notes))
+    return Ranks(
+        ordered, {}, loss, subject.total_samples, unexplained, plan, (*subject.doubts, *notes)
+    )
 
 
 def _first(subject: Subject, samples: int, processes: Processes) -> Subject:
@@ -167,12 +189,14 @@ class _Estimates:
 
     plan: Plan
     rtol: float | None
+    resolution: float
+    """Smallest tolerance that the error of products allows."""
     processes: Processes
     seed: int
     progress: Progress | None
     notes: list[str] = field(default_factory=list)
 
-    def __call__(self, curvature: LossCurvature, part: Part, deadline: float) -> RankEstimate:
+    def __call__(self, curvature: AnyCurvature, part: Part, deadline: float) -> RankEstimate:
         operator = shared(curvature.operator(part), self.processes)
         try:
             estimate = estimate_rank(
@@ -190,6 +214,8 @@ class _Estimates:
             if error.partial is None:
                 raise
             estimate = error.partial
+        if self.resolution:
+            estimate = by_differences(estimate, self.resolution)
         return self._headlined(estimate)
 
     def _headlined(self, estimate: RankEstimate) -> RankEstimate:
@@ -197,13 +223,14 @@ class _Estimates:
 
         That is what was asked for, or the finest that the first estimate of the run resolved.
         """
-        resolved = {**estimate.counts}
-        if not math.isnan(estimate.rank):
-            resolved[estimate.rtol] = estimate.rank
-        rtol = self.rtol or self.plan.headline or min(resolved, default=estimate.rtol)
-        if rtol == estimate.rtol and not math.isnan(estimate.rank):
+        counts = {**estimate.counts}
+        if not math.isnan(estimate.rank) and estimate.rtol >= self.resolution:
+            counts[estimate.rtol] = estimate.rank
+        least = max(estimate.rtol, self.resolution)
+        rtol = self.rtol or self.plan.headline or min(counts, default=least)
+        if rtol == estimate.rtol and rtol in counts:
             return estimate
-        if rtol not in resolved:
+        if rtol not in counts:
             low, high = estimate.range_at(rtol)
             self.notes.append(
                 f"the count of the {estimate.part} Hessian at rtol={rtol:.3g} is not resolved "
@@ -212,8 +239,8 @@ class _Estimates:
             )
         return replace(
             estimate,
-            rank=resolved.get(rtol, math.nan),
-            std_error=estimate.count_errors.get(rtol, 0.0) if rtol in resolved else math.nan,
+            rank=counts.get(rtol, math.nan),
+            std_error=estimate.count_errors.get(rtol, 0.0) if rtol in counts else math.nan,
             rtol=rtol,
             tolerance=estimate.tolerance * rtol / estimate.rtol,
         )
@@ -221,7 +248,7 @@ class _Estimates:
 
 def _outer(
     subject: Subject,
-    curvature: LossCurvature,
+    curvature: AnyCurvature,
     rtol: float | None,
     progress: Progress | None,
     deadline: float,
@@ -229,19 +256,24 @@ def _outer(
     """Find the outer part's spectrum exactly, if it has few rows and there is time for it.
 
     Sample by sample, so that the gradient of one sample is one pass through the graph of it alone;
-    that the loss is the mean over the samples is checked by products.
+    that the loss is the mean over the samples is checked by products. Of all at once, where a
+    sample is no batch.
     """
+    if not isinstance(curvature, LossCurvature) or not curvature.outputs_known:
+        return None
     outputs = sum(x.numel() for _, graph in curvature.graphs() for x in graph.outputs)
-    if not curvature.outputs_known or outputs > MAX_ROWS * 1.2:
+    if outputs > MAX_ROWS * 1.2:
         return None
-    whole = curvature.operator("outer")
-    singles = LossCurvature(subject.one_by_one().loss_function()).operator("outer")
-    vectors = random_vectors(whole.dim, torch.empty(0, dtype=whole.dtype, device=whole.device))
-    if not agrees(_products(singles, vectors), _products(whole, vectors)):
-        return None
+    operator = whole = curvature.operator("outer")
+    singles = subject.one_by_one()
+    if singles is not None:
+        operator = LossCurvature(singles.loss_function()).operator("outer")
+        vectors = random_vectors(whole.dim, torch.empty(0, dtype=whole.dtype, device=whole.device))
+        if not agrees(_products(operator, vectors), _products(whole, vectors)):
+            return None
     try:
         return smaller_rank(
-            singles, rtol=rtol, max_rows=MAX_ROWS, part="outer", progress=_Due(progress, deadline)
+            operator, rtol=rtol, max_rows=MAX_ROWS, part="outer", progress=_Due(progress, deadline)
         )
     except (_OutOfTimeError, MemoryError):
         return None

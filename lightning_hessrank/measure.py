@@ -15,8 +15,16 @@ from lightning_hessrank.estimators import choose_method, dense_parts, estimate_r
 from lightning_hessrank.estimators.core import SketchCore
 from lightning_hessrank.hessian import Progress, SymmetricOperator
 from lightning_hessrank.hessian.memory import memory_limit
-from lightning_hessrank.hessian.verify import SPLIT_TOLERANCE, unexplained_share
-from lightning_hessrank.opening import opened, shared
+from lightning_hessrank.hessian.parts import LossCurvature
+from lightning_hessrank.hessian.verify import SPLIT_TOLERANCE
+from lightning_hessrank.opening import (
+    by_differences,
+    explained,
+    opened,
+    resolution_of,
+    resolved,
+    shared,
+)
 from lightning_hessrank.processes import Processes
 from lightning_hessrank.results import PARTS, Method, NonFiniteError, Part, RankBound, RankEstimate
 from lightning_hessrank.subject.subject import Subject
@@ -64,7 +72,7 @@ def measure(
         counts: also at larger tolerances where that takes more time (sketch).
         seed: of random directions.
         progress: called between blocks of products.
-        announce: told which method was chosen and why, before it starts.
+        announce: told what is held fixed, and which method was chosen and why, before it starts.
         plan: what an earlier measurement of the same run has decided.
         max_seconds: wall time that the measurement may take: decides, where there is no plan.
         deadline: when what takes longer than expected is ended and what is known is told, as
@@ -73,9 +81,9 @@ def measure(
     Raises:
         NonFiniteError: the loss or a Hessian is not finite, on any process.
         WrongProductError: the products cannot be trusted.
-        NoSecondDerivativeError: there are none.
         OutputsUnknownError: a part was asked for, and the network's output is not known.
-        UnresolvedError: the method cannot tell the rank at this tolerance.
+        UnresolvedError: the method, or the error of products that are differences of gradients,
+            does not tell the rank at this tolerance.
         ProcessFailedError: another process failed; call this within its ``together()``.
     """
     processes = processes or Processes()
@@ -95,17 +103,22 @@ def measure(
             verify=verify,
             seed=seed,
             progress=progress,
+            announce=announce,
             deadline=deadline,
             notes=[WITHOUT_LAYERS] if layers else [],
         )
     method = method if plan is None else plan.method
-    with opened(subject, processes, verify=verify, seed=seed) as curvature:
-        known = all(processes.gather(curvature.outputs_known))
-        unexplained = unexplained_share(curvature, seed=seed) if known and parts is None else 0.0
-        unexplained = max(processes.gather(unexplained))
+    with opened(
+        subject, processes, verify=verify, seed=seed, differences=True, announce=announce
+    ) as curvature:
+        resolution = resolution_of(curvature, processes)
+        rtol = resolved(rtol, resolution)
+        known, unexplained = explained(curvature, subject, processes, parts, seed=seed)
         wanted = tuple(parts or (PARTS if known else PARTS[:1]))
         operators = {part: curvature.operator(part) for part in wanted}
-        limits = _limits(bound if unexplained <= SPLIT_TOLERANCE else None, max_rank)
+        limits = _limits(
+            bound if unexplained <= SPLIT_TOLERANCE and not resolution else None, max_rank
+        )
         memory = min(processes.gather(memory_limit(subject.device)))
         if method == "auto":  # timed on each process alone: they may need different times
             part = wanted[0]
@@ -129,7 +142,8 @@ def measure(
                 counts=counts,
             )
 
-        if method == "dense" and processes.count == 1 and len(wanted) == len(PARTS):
+        whole = processes.count == 1 and len(wanted) == len(PARTS)
+        if method == "dense" and whole and isinstance(curvature, LossCurvature):
             found = dense_parts(operators, rtol=rtol, memory_limit=memory, progress=progress)
         else:
             found = {part: rank(operators[part], part, limits[part]) for part in wanted}
@@ -137,8 +151,11 @@ def measure(
             name: rank(curvature.operator("total", parameters), "total", None)
             for name, parameters in (layers or {}).items()
         }
+        if resolution:
+            found = {part: by_differences(x, resolution) for part, x in found.items()}
+            blocks = {name: by_differences(x, resolution) for name, x in blocks.items()}
         loss = sum(processes.gather(curvature.loss))
-        return Ranks(found, blocks, loss, subject.total_samples, unexplained, plan)
+        return Ranks(found, blocks, loss, subject.total_samples, unexplained, plan, subject.doubts)
 
 
 def hessian_matrix(

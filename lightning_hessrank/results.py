@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Part = Literal["total", "outer", "functional"]
 Method = Literal["dense", "sketch", "lanczos"] | str
 """Name of an estimator: these, and what :func:`lightning_hessrank.estimators.estimator` added."""
+Products = Literal["autograd", "differences"]
 BoundKind = Literal["closed-form", "generic", "patch", "batch"]
 
 PARTS: tuple[Part, ...] = ("total", "outer", "functional")
@@ -77,6 +78,10 @@ class RankEstimate:
     """Relative tolerance -> count, at the tolerances that the method resolved."""
     count_errors: Mapping[float, float] = field(default_factory=dict, repr=False)
     """Relative tolerance -> standard error of the count; empty where all counts are exact."""
+    products: Products = "autograd"
+    """``"differences"``: of gradients, where an operation has no second derivative."""
+    resolution: float = 0.0
+    """Smallest relative tolerance at which the error of such products allows a count."""
     num_probes: int | None = None
     """Independent probes behind ``std_error`` (lanczos), else ``None``."""
     ranges: Mapping[float, tuple[int, int]] = field(default_factory=dict, repr=False)
@@ -125,6 +130,11 @@ class RankEstimate:
         rtol = check_rtol(rtol)
         if math.isnan(self.rank):
             return math.nan
+        if rtol < self.resolution:
+            raise ValueError(
+                "the products are differences of gradients, whose error allows counts at relative "
+                f"tolerances from {self.resolution:.1g} on, not at {rtol:.3g}"
+            )
         if self.eigenvalues is not None:
             return numerical_rank(self.eigenvalues, rtol).rank
         if math.isclose(rtol, self.rtol, rel_tol=1e-9, abs_tol=0.0):
@@ -315,6 +325,7 @@ class Measurement:
             "rank": total.rank,
             "num_parameters": total.num_parameters,
             "method": total.method,
+            "products": total.products,
             "rtol": total.rtol,
             "tolerance": total.tolerance,
             "counts": dict(total.counts),

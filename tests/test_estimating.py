@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lightning_hessrank import budget
 from lightning_hessrank.budget import Plan
+from lightning_hessrank.estimators import UnresolvedError
 from lightning_hessrank.measure import measure
 from lightning_hessrank.results import PARTS
 from lightning_hessrank.subject.step import model_step
@@ -109,3 +111,92 @@ def test_a_loss_that_couples_samples_has_no_outer_part_sample_by_sample() -> Non
     coupled = Subject(network(), [data()], model_step(contrastive))
     found = measure(coupled, plan=Plan("lanczos", "float64", None, 60))
     assert found.parts["outer"].method == "lanczos"
+
+
+class Graph(nn.Module):
+    """Every node sees its neighbours, of which none may be missing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Linear(5, 12), nn.Linear(12, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = torch.tanh(self.first(x))
+        return self.last(hidden + hidden.roll(1, 0))
+
+
+def test_a_batch_that_cannot_be_cut_is_estimated_whole() -> None:
+    batch = torch.randn(30, 5), torch.randint(0, 3, (30,))
+    graph = Subject(Graph(), [batch], model_step(F.cross_entropy))
+    assert graph.least == graph.first(8).num_samples == 30
+    assert graph.one_by_one() is None
+    found = measure(graph, plan=Plan("lanczos", "float64", 8, 111))
+    exact = measure(graph, method="dense")
+    assert found.loss == pytest.approx(exact.loss, rel=1e-12)
+    assert found.parts["outer"].rank_at(1e-3) == exact.parts["outer"].rank_at(1e-3)
+    assert found.total.counts[1e-1] == exact.total.rank_at(1e-1)
+
+
+def test_weights_of_batches_hold_for_samples_one_by_one_and_in_float32() -> None:
+    """Class weights: the loss of two batches is not their mean by samples."""
+    x, y = data()
+
+    def weighted(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        weight = torch.tensor([1.0, 5.0, 0.5, 2.0]).to(output)
+        return F.cross_entropy(output, target, weight=weight)
+
+    parts = [(x[:10], y[:10]), (x[10:], y[10:])]
+    split = Subject(network(), parts, model_step(weighted))
+    joined = Subject(network(), [(x, y)], model_step(weighted))
+    exact = measure(joined, method="dense")
+    for precision, rel in (("float64", 1e-12), ("float32", 1e-5)):
+        plan = Plan("lanczos", precision, None, 200)  # type: ignore[arg-type]
+        found = measure(split, plan=plan)
+        assert found.notes == ()
+        assert found.total.largest == pytest.approx(exact.total.largest, rel=rel)
+        assert found.parts["outer"].rank_at(1e-3) == exact.parts["outer"].rank_at(1e-3)
+
+
+class Distances(nn.Module):
+    """Has no second derivative by autograd."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.map, self.centres = nn.Linear(6, 5), nn.Parameter(torch.randn(4, 5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return -torch.cdist(torch.tanh(self.map(x)), self.centres)
+
+
+def written_out(net: Distances, x: torch.Tensor) -> torch.Tensor:
+    return -(torch.tanh(net.map(x))[:, None] - net.centres).norm(dim=2)
+
+
+class WrittenOut(Distances):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return written_out(self, x)
+
+
+def test_estimates_from_differences_are_labelled_and_no_finer_than_they_allow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    batch = torch.randn(20, 6), torch.randint(0, 4, (20,))
+    monkeypatch.setattr(budget, "ALWAYS_DENSE", 10)
+    monkeypatch.setattr(budget, "_exact", lambda *args, **kwargs: None)
+    once = Subject(Distances(), [batch], model_step(F.cross_entropy))
+    said: list[str] = []
+    found = measure(once, max_seconds=600.0, announce=said.append)
+    exact = measure(Subject(WrittenOut(), [batch], model_step(F.cross_entropy)), method="dense")
+    assert found.plan is not None
+    assert (found.plan.method, found.plan.precision) == ("lanczos", "float64")
+    assert "cdist has no second derivative" in said[1]
+    for part in PARTS:
+        estimate = found.parts[part]
+        assert estimate.products == "differences"
+        assert estimate.resolution > 0
+        assert all(rtol >= estimate.resolution for rtol in estimate.counts)
+    assert found.total.counts[1e-1] == exact.total.rank_at(1e-1)
+    with pytest.raises(UnresolvedError, match="not at 1e-14; pass a larger rtol"):
+        measure(once, plan=found.plan, rtol=1e-14)

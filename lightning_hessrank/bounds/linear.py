@@ -76,6 +76,8 @@ def linear_bound(
 
 def _choose(model: LinearModel, kind: LinearKind) -> tuple[BoundKind, Ranks]:
     """The ranks of one kind; for ``"auto"`` the smallest that takes seconds."""
+    if model.is_whole:
+        return "generic", _whole_ranks(model, kind)
     if kind in {"auto", "closed-form"}:
         form = closed_form(model)
         if isinstance(form, ClosedForm):
@@ -99,6 +101,23 @@ def _choose(model: LinearModel, kind: LinearKind) -> tuple[BoundKind, Ranks]:
                 "has no clear gap; pass kind='patch' or kind='auto'"
             )
     return "patch", sharpened(model, bound)
+
+
+def _whole_ranks(model: LinearModel, kind: LinearKind) -> Ranks:
+    """Exact generic ranks on a batch whose samples mix: nothing is known of its layers' columns."""
+    p, sizes = model.num_parameters, {x: model.layer_size(x) for x in model.layers}
+    rows = sum(f.numel() for f in model.trace.outputs)
+    bound = Ranks(p, min(p, rows), p, sizes, sizes)
+    width = generic_width(model, bound) if kind in {"auto", "generic"} else None
+    exact = None if width is None else generic_ranks(model, bound, width)
+    if exact is None:
+        raise BoundNotAvailableError(
+            "the network's output for one sample depends on other samples of the batch, for which "
+            "there is only the exact generic rank on the whole batch, and that "
+            + ("would take too long" if width is None else "cannot be told from rounding")
+            + " here (batch_bound has no such condition)"
+        )
+    return exact
 
 
 def _check_arguments(data: Sequence[Tensor] | None, input_rank: int | None, kind: str) -> None:

@@ -41,7 +41,7 @@ BATCH_NORM_ARGUMENTS = (
 CASTS = _names("float double half bfloat16 type_as")
 #: Rearrangements that leave every sample's features in their order.
 RESHAPES = _names("""
-    view reshape flatten squeeze unsqueeze contiguous clone unflatten view_as requires_grad
+    view reshape flatten squeeze unsqueeze contiguous clone unflatten view_as requires_grad gate
 """)
 #: Linear in all their tensors jointly, so that no test is needed.
 LINEAR = RESHAPES | _names("""
@@ -78,14 +78,6 @@ _ADAPTIVE_POOLS: dict[str, Callable[..., Tensor]] = {
     "adaptive_max_pool3d": functional.adaptive_avg_pool3d,
 }
 MAX_POOLS = frozenset({"max_pool1d", "max_pool2d", "max_pool3d", *_ADAPTIVE_POOLS, "amax", "max"})
-
-
-def is_in_place(func: Callable[..., Any]) -> bool:
-    """Whether a function of PyTorch changes its first argument."""
-    name = getattr(func, "__name__", "")
-    if name.startswith("__"):
-        return name in {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__"}
-    return name.endswith("_")
 
 
 def average_instead_of_max(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

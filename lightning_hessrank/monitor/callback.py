@@ -73,6 +73,9 @@ class HessianRankMonitor(Callback):
         data: reference data: a batch as ``training_step`` takes it, a ``DataLoader``, or ``None``
             for a copy of the first training batch.
         max_samples: use at most so many samples of the reference data; ``None``: all.
+        batch_size: number of samples in a reference batch, where it cannot be read off its tensors
+            (their first dimension, as a rule). A batch that cannot be cut to ``max_samples``
+            (graphs, sequences first in time) is taken whole, which is said.
         loss_fn: ``loss_fn(module, batch) -> scalar``, a mean over samples, called with the copy of
             the module; ``None``: the module's own ``training_step``.
         module_mode: ``"eval"`` (dropout off, running statistics of batch norm) or ``"train"``
@@ -109,6 +112,7 @@ class HessianRankMonitor(Callback):
         rtol: float | None = None,
         data: Any = None,
         max_samples: int | None = 512,
+        batch_size: int | None = None,
         loss_fn: LossFn | None = None,
         module_mode: Literal["eval", "train"] = "eval",
         layers: bool = False,
@@ -131,6 +135,7 @@ class HessianRankMonitor(Callback):
             rtol=rtol,
             data=data,
             max_samples=max_samples,
+            batch_size=batch_size,
             loss_fn=loss_fn,
             module_mode=module_mode,
             layers=layers,

@@ -25,10 +25,11 @@ from lightning_hessrank.monitor.reference import ReferenceData, as_batches, coll
 from lightning_hessrank.monitor.series import Series
 from lightning_hessrank.monitor.settings import Settings
 from lightning_hessrank.monitor.stopping import obeying_sigterm
-from lightning_hessrank.network.batches import batch_size, fingerprint
+from lightning_hessrank.network.batches import cut_batch, fingerprint
 from lightning_hessrank.network.function import layers_of
 from lightning_hessrank.processes import Processes
 from lightning_hessrank.results import BoundNotAvailableError, Measurement, nan_estimate
+from lightning_hessrank.subject.cutting import cut_samples
 from lightning_hessrank.subject.step import module_step
 from lightning_hessrank.subject.subject import Subject
 
@@ -50,6 +51,8 @@ class Run:
         self.processes = Processes()
         self._bounds = Bounds(self.series, self.failures)
         self._deadline: float | None = None
+        self._was_cut = False
+        """Whether samples of a batch were left out of the reference data."""
 
     def join(self, processes: Processes, module: Any) -> None:
         """Say which processes measure together, and check that there is a loss to measure.
@@ -75,6 +78,7 @@ class Run:
         series, processes, settings = self.series, self.processes, self._settings
         if series.reference is not None:
             return
+        keep = partial(collect, size=settings.batch_size, cut=partial(self._cut, module))
         with processes.together():
             if settings.data is None and first_batch is None:
                 raise ValueError(
@@ -82,20 +86,36 @@ class Run:
                     "batch or a DataLoader) to the monitor"
                 )
             if settings.data is None:
-                kept = collect([first_batch], share(settings.max_samples, processes))
+                kept = keep([first_batch], share(settings.max_samples, processes))
             else:
                 batches = as_batches(settings.data, module._apply_batch_transfer_handler)
-                kept = collect(batches, settings.max_samples, seed=settings.seed)
-                kept = deal(kept, settings.max_samples, processes)
+                kept = keep(batches, settings.max_samples, seed=settings.seed)
+                kept = deal(kept, settings.max_samples, processes, keep)
             series.reference = ReferenceData.gather(kept, processes)
-            series.reference.is_cut = settings.data is None and (
-                sum(map(batch_size, kept)) < batch_size(first_batch)
-            )
+            series.reference.is_cut = self._was_cut
         if series.is_on_other_data():
             self.failures.warn_once(
                 "the reference data differ from those of the run that is resumed, so ranks before "
                 "and after this point are not comparable; pass the same data=... to the monitor"
             )
+
+    def _cut(self, module: Any, batch: Any, samples: int) -> Any:
+        """Keep some samples of a batch, or all where they cannot be told apart; say so."""
+        size, self._was_cut = self._settings.batch_size, True
+        try:
+            step = module_step(module, self._settings.loss_fn)
+            trainer = getattr(module, "_trainer", None)
+            found = cut_samples(module, step, batch, samples, size=size, trainer=trainer)
+        except Exception:  # what the step raises is said when it is measured
+            return cut_batch(batch, samples, size)
+        if found.reason is not None:
+            self._was_cut = False
+            self.failures.warn_once(
+                f"the reference batch is taken whole, not cut to max_samples={samples}: "
+                f"{found.reason}; pass batch_size=... if its number of samples is not "
+                f"{found.size}, or data=... with smaller batches"
+            )
+        return found.batch
 
     def is_new(self, module: Any, step: int) -> bool:
         """Whether a module is not what was last measured: at another step, or with other weights.
@@ -172,6 +192,7 @@ class Run:
     def _ranks(self, subject: Subject, place: Place) -> Ranks:
         series, settings = self.series, self._settings
         method, rtol = series.meaning["method"], series.meaning["rtol"]
+        rtol = series.difference_rtol if rtol is None else rtol
         make_bar = place.make_bar if settings.progress_bar else None
         try:
             with progress_bar(make_bar, f"{settings.name} rank") as progress:
@@ -182,7 +203,8 @@ class Run:
                     bound=series.bound,
                     layers=layers_of(subject.parameters) if settings.layers else None,
                     processes=self.processes,
-                    verify=not series.verified,
+                    # without a check there is no telling that products must be differences
+                    verify=not series.verified or series.difference_rtol is not None,
                     seed=settings.seed,
                     progress=progress,
                     announce=partial(logger.info, "%s: %s", settings.name),
@@ -208,6 +230,8 @@ class Run:
             self.failures.warn_once(note)
         series.meaning["method"] = ranks.total.method
         series.plan = ranks.plan
+        if ranks.total.products == "differences":
+            series.difference_rtol = ranks.total.rtol
         series.verified = True
         return ranks
 
@@ -215,7 +239,8 @@ class Run:
         if len(ranks.parts) == 1:
             self.failures.warn_once(
                 "the total rank only, without parts and bound: no known loss function was seen in "
-                "the step, so the output of the network is unknown; return "
+                "the step, nor results of modules through which all of the loss depends on the "
+                "parameters, so the output of the network is unknown; return "
                 '{"loss": loss, "output": output} from training_step or loss_fn, or use a loss of '
                 "torch.nn.functional"
             )

@@ -43,6 +43,8 @@ class Series:
         """Of the function that was last measured."""
         self.verified = False
         """Whether products have been compared with finite differences, in this process."""
+        self.difference_rtol: float | None = None
+        """Tolerance of the ranks where products are differences; their error decides, once."""
         self.clock = Clock()
         self._saved_reference: dict[str, Any] = {}
 
@@ -50,6 +52,7 @@ class Series:
         """Settle bound and method anew: another function is measured from here on."""
         self.bound, self.bound_sought, self.verified = None, False, False
         self.meaning["method"], self.plan = self._asked["method"], None
+        self.difference_rtol = None
 
     def record(self, measurement: Measurement) -> dict[str, Any]:
         """Return what the history is to hold of a measurement, with the data behind it."""
@@ -97,6 +100,7 @@ class Series:
             "plan": None if self.plan is None else self.plan.to_dict(),
             "form": None if self.form is None else self.form._asdict(),
             "skipped": self.skipped,
+            "difference_rtol": self.difference_rtol,
             "clock": self.clock.state_dict(),
         }
 
@@ -121,5 +125,6 @@ class Series:
         self.plan = None if plan is None else Plan.from_dict(plan)
         self.form = Form.from_state(state.get("form"))
         self.skipped = state["skipped"]
+        self.difference_rtol = state.get("difference_rtol")
         self.clock.load_state_dict(state["clock"])
         return changed

@@ -34,6 +34,7 @@ class Settings:
     rtol: float | None = None
     data: Any = None
     max_samples: int | None = 512
+    batch_size: int | None = None
     loss_fn: LossFn | None = None
     module_mode: Literal["eval", "train"] = "eval"
     layers: bool = False
@@ -46,7 +47,7 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("every_n_epochs", "every_n_steps", "max_samples"):
+        for name in ("every_n_epochs", "every_n_steps", "max_samples", "batch_size"):
             _check_positive(name, getattr(self, name))
         for name, choices in {"method": method_names(), **_CHOICES}.items():
             value = getattr(self, name)

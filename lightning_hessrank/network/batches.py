@@ -145,18 +145,48 @@ def batch_size(batch: Any) -> int:
     return size
 
 
-def cut_batch(batch: Any, size: int) -> Any:
+def join_batches(one: Any, two: Any, sizes: tuple[int, int]) -> Any:
+    """Return one batch with the samples of two; what is not per sample has to be equal in both.
+
+    Raises:
+        ValueError: their structures or shapes do not fit together.
+    """
+    tensors, others = list_tensors(one), list_tensors(two)
+    if len(tensors) != len(others):
+        raise ValueError("batches of different structure cannot be joined")
+    joined = {id(x): _joined(x, y, sizes) for x, y in zip(tensors, others, strict=True)}
+    return map_tensors(one, lambda x: joined[id(x)])
+
+
+def _joined(one: Tensor, two: Tensor, sizes: tuple[int, int]) -> Tensor:
+    if _is_per_sample(one, sizes[0]) and _is_per_sample(two, sizes[1]):
+        if one.shape[1:] == two.shape[1:] and one.layout is two.layout is torch.strided:
+            return torch.cat([one, two])
+    elif one.shape == two.shape and one.layout is torch.strided and torch.equal(one, two):
+        return one
+    raise ValueError(
+        f"tensors of shapes {tuple(one.shape)} and {tuple(two.shape)} cannot be joined"
+    )
+
+
+def cut_batch(batch: Any, size: int, full: int | None = None) -> Any:
     """Keep the first ``size`` samples of every tensor and list that has one entry a sample.
 
     Objects other than containers and dataclasses are kept whole: what a slice of them means is
     theirs to know (a graph batch, say).
+
+    Args:
+        batch: to cut.
+        size: samples to keep.
+        full: samples that it has; ``None``: as :func:`batch_size` finds.
     """
-    return batch if size >= batch_size(batch) else slice_batch(batch, 0, size)
+    full = batch_size(batch) if full is None else full
+    return batch if size >= full else slice_batch(batch, 0, size, full)
 
 
-def slice_batch(batch: Any, start: int, stop: int) -> Any:
+def slice_batch(batch: Any, start: int, stop: int, full: int | None = None) -> Any:
     """Keep samples ``start:stop`` in the same way."""
-    return _cut(batch, batch_size(batch), slice(start, stop))
+    return _cut(batch, batch_size(batch) if full is None else full, slice(start, stop))
 
 
 def _cut(batch: Any, full: int, kept: slice) -> Any:

@@ -72,11 +72,11 @@ class IsolatedModule:
         """Which parts the live module has in training mode."""
         if training is not None:
             set_mode(self.shadow, training)
-        self._held = False
-        """Whether no run may change the trainable parameters."""
         self._recurrent = any(isinstance(part, nn.RNNBase) for part in self.shadow.modules())
         named = self.shadow.named_parameters()
         self.parameters: dict[str, Tensor] = {n: p for n, p in named if p.requires_grad}
+        self._protection: WriteProtected | None = None
+        """Of the trainable parameters, if runs may not change them."""
         self._state = State(self.shadow, self.parameters.values(), beyond=live)
 
     @property
@@ -91,8 +91,8 @@ class IsolatedModule:
         """
         with ExitStack() as stack:
             stack.enter_context(frozen_rng(self._seed))
-            if self._held:
-                stack.enter_context(WriteProtected(self.parameters.values()))
+            if self._protection is not None:
+                stack.enter_context(self._protection)
             stack.enter_context(differentiable_twice(self.dtype, cudnn=not self._recurrent))
             stack.enter_context(own_figures())
             stack.enter_context(self._state.rewound())
@@ -104,13 +104,17 @@ class IsolatedModule:
         An exception of theirs is left to the run that needs the result.
         """
         before = [x.detach().clone() for x in self.parameters.values()]
+        self._protection = protection = WriteProtected(self.parameters.values())
         for function in functions:
             try:
                 self.run(function)
             except Exception:
                 break
         pairs = zip(self.parameters.values(), before, strict=True)
-        self._held = not all(torch.equal(x, y) for x, y in pairs)
+        # What wrote what was there already would write something else at other weights.
+        is_written = protection.tried or not all(torch.equal(x, y) for x, y in pairs)
+        protection.allows = False
+        self._protection = protection if is_written else None
 
     def cast(self, batch: Any) -> Any:
         """Return a batch as the copy takes it: on its device, in its precision."""

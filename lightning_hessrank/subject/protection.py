@@ -15,14 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_hessrank.network.modes import OrderedMode, Place
+from lightning_hessrank.network.modes import OrderedMode, Place, writes
 
 #: Where ``max_norm`` stands among the arguments.
 _RENORMALISING = {F.embedding: 3, F.embedding_bag: 4}
 
 
 class WriteProtected(OrderedMode):
-    """While active, nothing writes to some tensors, or to views of them; what tries does nothing.
+    """While active, notes what tries to write to some tensors, or to views of them.
 
     Args:
         tensors: the tensors.
@@ -32,18 +32,34 @@ class WriteProtected(OrderedMode):
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
         super().__init__()
-        self._storages = {x.untyped_storage().data_ptr() for x in tensors if x.numel()}
+        self.allows = True
+        """Whether it may write; else it does nothing."""
+        self.tried = False
+        """Whether something has tried."""
+        self._tensors = [x for x in tensors if x.numel()]
+        self._storages: set[int] = set()
+
+    def __enter__(self) -> WriteProtected:
+        """Protect the tensors where they are now."""
+        with torch._C.DisableTorchFunction():
+            self._storages = {x.untyped_storage().data_ptr() for x in self._tensors}
+        super().__enter__()
+        return self
 
     def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run ``func`` unless it writes to a protected tensor."""
-        if func in _RENORMALISING and self._is_protected(args[1:2]):
+        renormalises = _renormalises(func, args, kwargs) and self._is_protected(args[1:2])
+        target = args[0] if args and writes(func) else kwargs.get("out")
+        is_write = self._is_protected(target)
+        self.tried |= is_write or renormalises
+        if self.allows:
+            return func(*args, **kwargs)
+        if is_write:
+            return target
+        if renormalises:
             at = _RENORMALISING[func]
             args = (*args[:at], *(None for _ in args[at : at + 1]), *args[at + 1 :])
             kwargs = {**kwargs, **{name: None for name in kwargs if name == "max_norm"}}
-        if args and _writes(func) and self._is_protected(args[0]):
-            return args[0]
-        if self._is_protected(kwargs.get("out")):
-            return kwargs["out"]
         return func(*args, **kwargs)
 
     def _is_protected(self, value: Any) -> bool:
@@ -55,14 +71,8 @@ class WriteProtected(OrderedMode):
             return value.untyped_storage().data_ptr() in self._storages
 
 
-def _writes(func: Callable[..., Any]) -> bool:
-    """Whether a function changes its first argument (``mul_``, ``*=``, ``x[0] = …``)."""
-    name = getattr(func, "__name__", "")
-    if name == "__set__":
-        return getattr(func, "__self__", None) is Tensor.data
-    if name.startswith("__"):
-        return name == "__setitem__" or (name.startswith("__i") and name not in _READING)
-    return name.endswith("_") and name != "requires_grad_"
-
-
-_READING = {"__init__", "__index__", "__int__", "__invert__", "__iter__"}
+def _renormalises(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    at = _RENORMALISING.get(func)
+    if at is None:
+        return False
+    return (args[at] if len(args) > at else kwargs.get("max_norm")) is not None

@@ -224,17 +224,37 @@ def test_a_monitor_shows_the_history_of_its_copy() -> None:
     assert [x["step"] for x in monitor.history] == [0, 1, 2, 3]
 
 
-def test_a_step_that_fails_on_fewer_samples_names_what_helps() -> None:
-    class Shaped(Linear):
-        def training_step(self, batch: Any, batch_idx: int) -> Any:
-            return F.mse_loss(self(batch[0]).reshape(40, 3), batch[1])
+class Shaped(Linear):
+    """Knows how many samples a batch has, in training mode or always."""
 
+    always = True
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        output = self(batch[0])
+        if self.always or self.training:
+            output = output.reshape(40, 3)
+        return F.mse_loss(output, batch[1])
+
+
+class ShapedInTraining(Shaped):
+    always = False
+
+
+def test_a_step_that_fails_on_fewer_samples_has_them_all() -> None:
+    monitor = HessianRankMonitor(max_samples=7)
+    said = fit(Shaped(), [monitor], epochs=1)
+    assert "the reference batch is taken whole, not cut to max_samples=7: the step fails" in said[0]
+    assert [x["num_samples"] for x in monitor.history] == [40, 40]
+
+
+def test_a_step_that_fails_on_fewer_samples_names_what_helps() -> None:
     expected = (
         "the step fails on 7 samples cut out of a batch (RuntimeError: shape '[40, 3]' is invalid "
         "for input of size 21); max_samples=None takes batches whole"
     )
-    said = fit(Shaped(), [HessianRankMonitor(max_samples=7)], epochs=1)
+    monitor = HessianRankMonitor(max_samples=7, module_mode="train")
+    said = fit(ShapedInTraining(), [monitor], epochs=1)
     assert expected in said[0]
-    monitor = HessianRankMonitor(max_samples=None, on_error="raise")
-    fit(Shaped(), [monitor], epochs=1)
+    monitor = HessianRankMonitor(max_samples=None, module_mode="train", on_error="raise")
+    fit(ShapedInTraining(), [monitor], epochs=1)
     assert len(monitor.history) == 2

@@ -17,7 +17,6 @@ CROSSING = {
 #: Sources without a test file of their own, and where they are tested.
 ELSEWHERE = {
     # Steps on the way to a bound: only the bound has an oracle.
-    "bounds/model.py": "bounds/test_linear.py",
     "bounds/operations.py": "bounds/test_surrogate.py",
     "bounds/sampling.py": "system/test_sweep.py",
     "bounds/slices.py": "bounds/test_patch.py",
@@ -44,6 +43,9 @@ ELSEWHERE = {
     "estimators/registry.py": "system/test_extending.py",
     "monitor/log.py": "monitor/test_run.py",
     "monitor/form.py": "monitor/test_checks.py",
+    "network/gate.py": "subject/test_returns.py",
+    "hessian/moving.py": "hessian/test_verify.py",
+    "subject/prefix.py": "subject/test_cutting.py",
     "subject/protection.py": "subject/test_comparison.py",
     "opening.py": "hessian/test_verify.py",
     "sums.py": "test_metrics.py",
