@@ -10,9 +10,15 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from lightning_hessrank.bounding import floating, network_of, reference_batch_bound
+from lightning_hessrank.bounding import (
+    floating,
+    network_of,
+    reference_batch_bound,
+    reference_bound,
+)
 from lightning_hessrank.bounds.linear import LinearKind, linear_bound
 from lightning_hessrank.bounds.live_bound import LiveKind
+from lightning_hessrank.budget import ALWAYS_DENSE
 from lightning_hessrank.estimators import method_names
 from lightning_hessrank.measure import measure
 from lightning_hessrank.network.batches import batch_size, list_tensors
@@ -20,6 +26,7 @@ from lightning_hessrank.network.losses import LossCallable, loss_function, loss_
 from lightning_hessrank.network.pairs import as_pairs, call
 from lightning_hessrank.results import (
     PARTS,
+    BoundNotAvailableError,
     Method,
     NonFiniteError,
     Part,
@@ -33,6 +40,9 @@ from lightning_hessrank.subject.step import model_step
 from lightning_hessrank.subject.subject import Subject
 from lightning_hessrank.tolerance import check_rtol
 
+#: Wall time that a theorem on the rank is worth, where none is given.
+BOUND_SECONDS = 10.0
+
 
 def hessian_rank(
     model: nn.Module,
@@ -45,6 +55,7 @@ def hessian_rank(
     max_rank: int | None = None,
     seed: int = 0,
     dtype: torch.dtype = torch.float64,
+    max_seconds: float | None = None,
 ) -> RankEstimate:
     """Measure the numerical rank of the Hessian of a mean loss at the model's weights.
 
@@ -58,8 +69,9 @@ def hessian_rank(
         loss_fn: ``loss_fn(outputs, targets) -> scalar``, a mean over samples; or a dict with the
             scalar as ``"loss"`` and, as ``"output"``, the tensor by which the parts are meant. Also
             a loss of ``torch.nn``: name (``"mse"``, ``"cross_entropy"``, …), function or module.
-        data: one ``(inputs, targets)`` tuple, or an iterable of such pairs, which are weighted by
-            their numbers of samples.
+        data: one ``(inputs, targets)`` tuple, or an iterable of such pairs, which are weighted so
+            that their loss is that of all samples together: by their numbers of samples as a rule,
+            by what the loss goes by where labels are ignored, classes have weights or it is a sum.
         part: ``"total"``, ``"outer"`` (outer-product Hessian = generalised Gauss–Newton) or
             ``"functional"`` (their difference, differentiated directly).
         method: ``"dense"``, ``"sketch"``, ``"lanczos"``, or ``"auto"``: by cost and memory.
@@ -69,6 +81,8 @@ def hessian_rank(
             small is noticed and warned of; the rank is then measured without it.
         seed: of every random probe, and of randomness inside the model.
         dtype: floating type of the computation.
+        max_seconds: wall time that ``method="auto"`` may take: what it buys is decided from
+            measured costs; ``None``: no limit.
 
     Returns:
         The rank with its tolerance, gap, method and cost. Where the loss or the Hessian is not
@@ -80,8 +94,8 @@ def hessian_rank(
         TypeError: an argument has the wrong type, ``data`` are not pairs, or the loss is not a
             tensor.
         WrongProductError: Hessian-vector products are not the derivative of the gradient.
-        NoSecondDerivativeError: an operation has none; the message names it.
-        UnresolvedError: sketch or lanczos cannot tell the count at this tolerance.
+        UnresolvedError: sketch or lanczos cannot tell the count at this tolerance, or products are
+            differences of gradients, whose error does not allow it.
         MemoryError: what the method needs does not fit.
     """
     check_choice("part", part, PARTS)
@@ -91,19 +105,24 @@ def hessian_rank(
     if rtol is not None:
         check_rtol(rtol)
     with _subject(model, loss_fn, data, dtype=dtype, seed=seed) as subject:
+        asked = method == "auto" and max_rank is None and subject.num_parameters > ALWAYS_DENSE
         try:
             ranks = measure(
                 subject,
                 parts=(part,),
                 method=method,
                 rtol=rtol,
+                bound=_theorem(subject, max_seconds) if asked else None,
                 max_rank=max_rank,
                 seed=seed,
                 counts=False,
+                max_seconds=max_seconds,
             )
         except NonFiniteError as error:
             warnings.warn(f"rank is nan: {error}", RuntimeWarning, stacklevel=3)
             return nan_estimate(subject.num_parameters, part=part, method=method, rtol=rtol)
+        for note in ranks.notes:
+            warnings.warn(note, RuntimeWarning, stacklevel=3)
         return ranks.parts[part]
 
 
@@ -196,7 +215,7 @@ def batch_bound(
     if not any(x.requires_grad for x in model.parameters()):
         raise ValueError("the network has no trainable parameters, so there is no Hessian to bound")
     with _subject(model, loss_fn, data) as subject:
-        return reference_batch_bound(subject, kind)
+        return reference_batch_bound(subject, kind=kind)
 
 
 @contextmanager
@@ -219,6 +238,15 @@ def check_choice(name: str, value: object, choices: Collection[object]) -> None:
     """Raise unless an argument is one of its choices."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def _theorem(subject: Subject, max_seconds: float | None) -> RankBound | None:
+    """A bound that makes exact methods cheap, where the network is linear and it is soon found."""
+    limit = BOUND_SECONDS if max_seconds is None else min(BOUND_SECONDS, 0.2 * max_seconds)
+    try:
+        return reference_bound(subject, limit, theorem_only=True)
+    except BoundNotAvailableError:
+        return None
 
 
 def _check_numbers(max_rank: object, seed: object, dtype: object) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -13,10 +14,21 @@ from lightning_hessrank.bounds.live_bound import LiveKind, live_bound
 from lightning_hessrank.network.batches import list_tensors, map_tensors
 from lightning_hessrank.network.function import Network
 from lightning_hessrank.network.losses import LossKind, ignores_shifts, known_loss
+from lightning_hessrank.network.patience import OutOfTimeError, Within
 from lightning_hessrank.results import BoundNotAvailableError, RankBound
 from lightning_hessrank.subject.isolation import undisturbed
+from lightning_hessrank.subject.output import RecognisedOutput
 from lightning_hessrank.subject.step import StepResult
 from lightning_hessrank.subject.subject import Subject
+
+NO_FLOATING_INPUT = (
+    "the network's output does not depend on floating-point inputs, so that its linear surrogate, "
+    "which is a function of them, has no bound (batch_bound has one)"
+)
+
+
+class BoundOutOfTimeError(BoundNotAvailableError):
+    """A bound takes longer than it may; seeking it again would take as long."""
 
 
 class BoundInputs(NamedTuple):
@@ -33,6 +45,7 @@ def network_of(
     template: Any,
     size: int,
     parameters: Mapping[str, Tensor],
+    chosen: Sequence[int] | None = None,
 ) -> Network:
     """See whatever runs on a batch as a function of the floating tensors in it.
 
@@ -41,12 +54,17 @@ def network_of(
         template: a batch, cast.
         size: samples in it.
         parameters: trainable ones by name, as ``run`` uses them.
+        chosen: numbers of the floating tensors that are inputs; ``None``: all. The others, targets
+            and weights of samples, keep their values.
     """
+    found = floating(template)
+    chosen = range(len(found)) if chosen is None else chosen
 
     def forward(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return run(_substitute(template, size, inputs))
+        exchanged = {id(found[i]): x for i, x in zip(chosen, inputs, strict=True)}
+        return run(_substitute(template, size, len(inputs[0]) if inputs else size, exchanged))
 
-    return Network(forward, floating(template), parameters)
+    return Network(forward, tuple(found[i] for i in chosen), parameters)
 
 
 def bound_inputs(subject: Subject) -> BoundInputs:
@@ -59,8 +77,9 @@ def bound_inputs(subject: Subject) -> BoundInputs:
     result = subject.evaluate(template)
     if not result.outputs:
         raise BoundNotAvailableError(
-            "no known loss function was seen in the step, so the network's output is unknown; "
-            'return {"loss": loss, "output": output} or use a loss of torch.nn.functional'
+            "no known loss function was seen in the step, nor results of modules through which all "
+            "of the loss depends on the parameters, so the network's output is unknown; return "
+            '{"loss": loss, "output": output} or use a loss of torch.nn.functional'
         )
     columns = [floating(batch) for batch in subject.batches]
     shapes = {tuple(x.shape[1:] for x in column) for column in columns}
@@ -71,35 +90,56 @@ def bound_inputs(subject: Subject) -> BoundInputs:
     places = [output.place for output in result.outputs]
 
     def run(batch: Any) -> tuple[Tensor, ...]:
-        # By place: where gradients with respect to the inputs are taken, floating targets pass for
-        # outputs.
+        # By place: inputs that require gradients may pass for outputs.
         at = subject.evaluate(batch).at
         assert at is not None
         try:
             return tuple(at(place) for place in places)
         except KeyError as error:
-            raise BoundNotAvailableError(
-                "the network's output does not depend on floating-point inputs, so that its linear "
-                "surrogate, which is a function of them, has no bound (batch_bound has one)"
-            ) from error
+            raise BoundNotAvailableError(NO_FLOATING_INPUT) from error
 
+    chosen = _inputs_of(run, template, subject)
     return BoundInputs(
-        network_of(run, template, subject.sizes[0], subject.parameters),
+        network_of(run, template, subject.sizes[0], subject.parameters, chosen),
         _loss_kind(result, subject.parameters),
-        tuple(torch.cat(column) for column in zip(*columns, strict=True)),
+        tuple(torch.cat([column[i] for column in columns]) for i in chosen),
     )
 
 
-def reference_bound(subject: Subject) -> RankBound:
+def _inputs_of(
+    run: Callable[[Any], tuple[Tensor, ...]], template: Any, subject: Subject
+) -> list[int]:
+    """Return the numbers of the floating tensors of a batch that its outputs depend on."""
+    leaves = [x.detach().requires_grad_() for x in floating(template)]
+    exchanged = {id(x): leaf for x, leaf in zip(floating(template), leaves, strict=True)}
+    size = subject.sizes[0]
+    outputs = run(_substitute(template, size, size, exchanged))
+    grads = (
+        torch.autograd.grad([f.sum() for f in outputs], leaves, allow_unused=True) if leaves else ()
+    )
+    found = [i for i, grad in enumerate(grads) if grad is not None]
+    if not found:
+        raise BoundNotAvailableError(NO_FLOATING_INPUT)
+    return found
+
+
+def reference_bound(
+    subject: Subject, max_seconds: float | None = None, *, theorem_only: bool = False
+) -> RankBound:
     """Bound of the linear surrogate on the subject's own reference data.
+
+    Args:
+        subject: the network, its data and its loss.
+        max_seconds: wall time after which the search ends; ``None``: no limit.
+        theorem_only: whether to give up early where it would be no theorem.
 
     Raises:
         BoundNotAvailableError: the network has no bound; the message says why.
     """
     try:
-        with undisturbed():
+        with undisturbed(), _patience(max_seconds):
             network, loss, data = bound_inputs(subject)
-            return linear_bound(network, loss, data=data)
+            return linear_bound(network, loss, data=data, theorem_only=theorem_only)
     except BoundNotAvailableError:
         raise
     except Exception as error:  # the step is user code, here run in a way it was not written for
@@ -108,18 +148,21 @@ def reference_bound(subject: Subject) -> RankBound:
         ) from error
 
 
-def reference_batch_bound(subject: Subject, kind: LiveKind = "auto") -> RankBound:
+def reference_batch_bound(
+    subject: Subject, max_seconds: float | None = None, *, kind: LiveKind = "auto"
+) -> RankBound:
     """Bound of the network itself on the subject's reference data, at its weights.
 
     Args:
-        subject: the loss.
+        subject: the network, its data and its loss.
+        max_seconds: as of :func:`reference_bound`.
         kind: how to bound; ``"auto"``: the smallest bound, part by part.
 
     Raises:
         BoundNotAvailableError: the network is not covered; the message says why.
     """
-    terms = subject.loss_function().terms
-    with undisturbed():
+    with undisturbed(), _patience(max_seconds):
+        terms = subject.loss_function().terms
         return live_bound(
             [term.evaluate for term in terms],
             subject.parameters,
@@ -129,22 +172,30 @@ def reference_batch_bound(subject: Subject, kind: LiveKind = "auto") -> RankBoun
         )
 
 
+@contextmanager
+def _patience(max_seconds: float | None) -> Iterator[None]:
+    try:
+        with Within(max_seconds):
+            yield
+    except OutOfTimeError as error:
+        raise BoundOutOfTimeError(
+            f"it takes longer than {max_seconds:.2g} s, what the time budget leaves for it; a "
+            "larger max_seconds gives it time (rank_bound and batch_bound have no limit)"
+        ) from error
+
+
 def floating(batch: Any) -> tuple[Tensor, ...]:
     """Return the floating tensors of a batch that have samples."""
     return tuple(x for x in list_tensors(batch) if x.is_floating_point() and x.ndim > 0)
 
 
-def _substitute(template: Any, size: int, inputs: Sequence[Tensor]) -> Any:
-    """Put ``inputs`` in the place of the floating tensors; repeat the rest to as many samples."""
-    replacements = iter(inputs)
-    count = len(inputs[0]) if inputs else size
+def _substitute(template: Any, size: int, count: int, exchanged: Mapping[int, Tensor]) -> Any:
+    """Exchange tensors of a batch, by id; repeat the rest of it to as many samples."""
 
     def replace(x: Tensor) -> Tensor:
-        if x.ndim == 0:
-            return x
-        if x.is_floating_point():
-            return next(replacements)
-        if len(x) == size and count != size:
+        if id(x) in exchanged:
+            return exchanged[id(x)]
+        if x.ndim and len(x) == size and count != size:
             return x[torch.arange(count, device=x.device) % size]
         return x
 
@@ -152,13 +203,7 @@ def _substitute(template: Any, size: int, inputs: Sequence[Tensor]) -> Any:
 
 
 def _loss_kind(result: StepResult, parameters: Mapping[str, Tensor]) -> LossKind:
-    dims = {
-        output.class_dim
-        if output.class_dim is not None
-        and ignores_shifts(result.loss, output.tensor, output.class_dim, parameters)
-        else None
-        for output in result.outputs
-    }
+    dims = {_class_dim(result.loss, output, parameters) for output in result.outputs}
     names = {output.loss for output in result.outputs}
     return LossKind(
         "+".join(sorted(names)),
@@ -168,3 +213,14 @@ def _loss_kind(result: StepResult, parameters: Mapping[str, Tensor]) -> LossKind
             for output in result.outputs
         ),
     )
+
+
+def _class_dim(
+    loss: Tensor, output: RecognisedOutput, parameters: Mapping[str, Tensor]
+) -> int | None:
+    """Dimension along which the whole loss sees only differences of an output, found by trying."""
+    x = output.tensor
+    tried = set() if output.class_dim is None else {output.class_dim}
+    if output.place.kind != "loss" and x.ndim > 1:
+        tried |= {1, x.ndim - 1}
+    return next((d for d in sorted(tried) if ignores_shifts(loss, x, d, parameters)), None)

@@ -13,18 +13,18 @@ from dataclasses import asdict, dataclass, field
 from functools import singledispatch
 from typing import TYPE_CHECKING, Any, Literal
 
-from torch import Tensor
-
 from lightning_hessrank.spectrum import Measured, Spectrum
 from lightning_hessrank.text import Table
 from lightning_hessrank.tolerance import check_rtol, machine_rtol, numerical_rank
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from torch import Tensor
 
 Part = Literal["total", "outer", "functional"]
 Method = Literal["dense", "sketch", "lanczos"] | str
 """Name of an estimator: these, and what :func:`lightning_hessrank.estimators.estimator` added."""
+Products = Literal["autograd", "differences"]
 BoundKind = Literal["closed-form", "generic", "patch", "batch", "symmetry", "affine"]
 
 #: Bounds of a network at its weights, on given data.
@@ -82,6 +82,10 @@ class RankEstimate:
     """Relative tolerance -> count, at the tolerances that the method resolved."""
     count_errors: Mapping[float, float] = field(default_factory=dict, repr=False)
     """Relative tolerance -> standard error of the count; empty where all counts are exact."""
+    products: Products = "autograd"
+    """``"differences"``: of gradients, where an operation has no second derivative."""
+    resolution: float = 0.0
+    """Smallest relative tolerance at which the error of such products allows a count."""
     num_probes: int | None = None
     """Independent probes behind ``std_error`` (lanczos), else ``None``."""
     ranges: Mapping[float, tuple[int, int]] = field(default_factory=dict, repr=False)
@@ -211,6 +215,11 @@ class RankEstimate:
         rtol = check_rtol(rtol)
         if math.isnan(self.rank):
             return math.nan
+        if rtol < self.resolution:
+            raise ValueError(
+                "the products are differences of gradients, whose error allows counts at relative "
+                f"tolerances from {self.resolution:.1g} on, not at {rtol:.3g}"
+            )
         if self.eigenvalues is not None:
             return numerical_rank(self.eigenvalues, rtol).rank
         if math.isclose(rtol, self.rtol, rel_tol=1e-9, abs_tol=0.0):
@@ -417,6 +426,12 @@ class Measurement:
     """Of the optimiser, where there is one: ``α`` of the effective dimension."""
     gradient_descent_rate: float | None = None
     """Learning rate of the optimiser, where that is plain gradient descent."""
+    num_samples: int | None = None
+    """Of the reference data, on all processes together."""
+    module_mode: str | None = None
+    """``"eval"`` or ``"train"``."""
+    warnings: tuple[str, ...] = ()
+    """What was warned of since the measurement before."""
 
     def measures(self) -> dict[str, float]:
         """Smooth companions of the total rank; with gradient descent also its edge of stability.
@@ -441,6 +456,7 @@ class Measurement:
             "rank": total.rank,
             "num_parameters": total.num_parameters,
             "method": total.method,
+            "products": total.products,
             "rtol": total.rtol,
             "tolerance": total.tolerance,
             "counts": dict(total.counts),
@@ -451,6 +467,10 @@ class Measurement:
             "overhead": self.overhead,
             "skipped": self.skipped,
         }
+        optional = {"num_samples": self.num_samples, "module_mode": self.module_mode}
+        record |= {key: value for key, value in optional.items() if value is not None}
+        if self.warnings:
+            record["warnings"] = list(self.warnings)
         if total.std_error:
             record["rank_lower"], record["rank_upper"] = total.interval
         for name, estimate in (("outer", self.outer), ("functional", self.functional)):

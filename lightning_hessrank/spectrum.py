@@ -17,9 +17,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # results, and whatever draws them, must not load torch
+    from torch import Tensor
 
 #: Share of a sum that may hang on where the nodes' eigenvalues really are.
 MAX_UNSURE = 0.25
@@ -35,6 +36,10 @@ class Measured(float):
         self = super().__new__(cls, value)
         self.std_error = std_error
         return self
+
+
+def _square(size: Tensor) -> Tensor:
+    return size.square()
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,20 +83,20 @@ class Spectrum:
     def entropy_rank(self) -> Measured:
         """``exp(-Σ q log q)``; 0 for the zero matrix."""
         return self._mean(
-            [lambda size: size, lambda size: torch.special.xlogy(size, size)],
+            [lambda size: size, lambda size: size.xlogy(size)],
             lambda total, log: total * math.exp(-log / total) if total > 0 else 0.0,
         )
 
     def participation_ratio(self) -> Measured:
         """``(Σ|λ|)² / Σλ²``; 0 for the zero matrix."""
         return self._mean(
-            [lambda size: size, torch.square],
+            [lambda size: size, _square],
             lambda total, square: total**2 / square if square > 0 else 0.0,
         )
 
     def stable_rank(self) -> Measured:
         """``Σλ² / max|λ|²``; 0 for the zero matrix."""
-        return self._mean([torch.square], lambda square: square if self._scale else 0.0)
+        return self._mean([_square], lambda square: square if self._scale else 0.0)
 
     def count(self, threshold: float) -> Measured:
         """Number of ``|λ|`` beyond a threshold.
@@ -110,29 +115,28 @@ class Spectrum:
 
     @property
     def _scale(self) -> float:
-        sizes = torch.cat([self.known, self.nodes]).abs()
-        return float(sizes.max()) if len(sizes) else 0.0
+        return max((float(x.abs().max()) for x in (self.known, self.nodes) if len(x)), default=0.0)
 
     def _mean(
         self, terms: list[Callable[[Tensor], Tensor]], combine: Callable[..., float]
     ) -> Measured:
         """A function of traces, with the jackknife's standard error over probes."""
-        scale = (self._scale or 1.0) if len(terms) > 1 or terms[0] is torch.square else 1.0
+        scale = (self._scale or 1.0) if len(terms) > 1 or terms[0] is _square else 1.0
         known = [float(f(self.known.abs() / scale).sum()) for f in terms]
-        sums = torch.stack([self.weights @ f(self.nodes.abs() / scale) for f in terms])
+        sums = [self.weights @ f(self.nodes.abs() / scale) for f in terms]
         value = combine(*(k + float(s.mean()) for k, s in zip(known, sums, strict=True)))
-        probes = sums.shape[1]
+        probes = len(self.weights)
         if not len(self.nodes):
             return Measured(value)
         if probes < 2:
             return Measured(value, math.inf)
-        without = (sums.sum(1, keepdim=True) - sums) / (probes - 1)
+        without = [((s.sum() - s) / (probes - 1)).tolist() for s in sums]
         left = [
-            combine(*(k + float(s) for k, s in zip(known, column, strict=True)))
-            for column in without.T
+            combine(*(k + s for k, s in zip(known, column, strict=True)))
+            for column in zip(*without, strict=True)
         ]
-        spread = torch.tensor(left, dtype=torch.float64)
-        variance = (probes - 1) / probes * float(((spread - spread.mean()) ** 2).sum())
+        middle = sum(left) / probes
+        variance = (probes - 1) / probes * sum((x - middle) ** 2 for x in left)
         return Measured(value, math.sqrt(variance))
 
     def _unsure(self, f: Callable[[Tensor], Tensor]) -> float:

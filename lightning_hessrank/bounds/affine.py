@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lightning_hessrank.bounds.cuts import null_space
 from lightning_hessrank.bounds.inputs import matrix_rank
-from lightning_hessrank.bounds.live import LiveBatch, Mixtures, gradients
+from lightning_hessrank.bounds.live import LiveBatch, Mixtures, gradients, output_slopes
 from lightning_hessrank.bounds.symmetries import Symmetries
 from lightning_hessrank.network.autograd import pull_back_somehow
 from lightning_hessrank.network.function import layers_of
@@ -82,7 +82,7 @@ class _Blocks:
         self._weights = [batch.weight for batch in batches]
         self._slopes: list[dict[str, Tensor]] = []
         for batch in batches:
-            held = [r.detach() for r in gradients((batch.loss,), batch.outputs)]
+            held = [r.detach() for r in output_slopes(batch.loss, batch.outputs)]
             slopes = gradients(batch.outputs, list(parameters.values()), held, create_graph=True)
             self._slopes.append(dict(zip(parameters, slopes, strict=True)))
 

@@ -34,6 +34,7 @@ def linear_bound(
     input_rank: int | None = None,
     kind: LinearKind = "auto",
     seed: int = 0,
+    theorem_only: bool = False,
 ) -> RankBound:
     """Bound the rank of the loss Hessian of the network's linear surrogate.
 
@@ -45,10 +46,12 @@ def linear_bound(
         input_rank: rank of the input covariance, where it is known without data.
         kind: how to bound; ``"auto"`` takes the smallest bound that is valid.
         seed: of the random weights and inputs at which generic ranks are taken.
+        theorem_only: whether to give up before anything takes long where the network is not its own
+            surrogate.
 
     Raises:
-        BoundNotAvailableError: the network has no multilinear surrogate, or the kind that was asked
-            for does not apply to it.
+        BoundNotAvailableError: the network has no multilinear surrogate, the kind that was asked
+            for does not apply to it, or the bound would be no theorem and has to be one.
         ValueError: an argument makes no sense.
     """
     _check_arguments(data, input_rank, kind)
@@ -56,7 +59,7 @@ def linear_bound(
     try:
         model = linear_model(network, loss, data=data, input_rank=input_rank, seed=seed)
     except BoundNotAvailableError as error:
-        if kind not in {"auto", "generic"} or not network.inputs:
+        if theorem_only or kind not in {"auto", "generic"} or not network.inputs:
             raise
         try:  # without a surrogate, perhaps the network itself
             return analytic_bound(network, loss, num_samples=count, seed=seed)
@@ -64,6 +67,8 @@ def linear_bound(
             if kind == "auto":
                 raise error from None
             raise BoundNotAvailableError(f"{error}; and {further}") from error
+    if theorem_only and model.trace.replaced:
+        raise BoundNotAvailableError(_reason(model))
     if kind == "generic" and model.trace.replaced:
         with suppress(BoundNotAvailableError):  # then the surrogate's, as a reference line
             return analytic_bound(network, model.loss, num_samples=count, seed=seed)
@@ -87,6 +92,8 @@ def linear_bound(
 
 def _choose(model: LinearModel, kind: LinearKind) -> tuple[BoundKind, Ranks]:
     """The ranks of one kind; for ``"auto"`` the smallest that takes seconds."""
+    if model.is_whole:
+        return "generic", _whole_ranks(model, kind)
     if kind in {"auto", "closed-form"}:
         form = closed_form(model)
         if isinstance(form, ClosedForm):
@@ -110,6 +117,23 @@ def _choose(model: LinearModel, kind: LinearKind) -> tuple[BoundKind, Ranks]:
                 "has no clear gap; pass kind='patch' or kind='auto'"
             )
     return "patch", sharpened(model, bound)
+
+
+def _whole_ranks(model: LinearModel, kind: LinearKind) -> Ranks:
+    """Exact generic ranks on a batch whose samples mix: nothing is known of its layers' columns."""
+    p, sizes = model.num_parameters, {x: model.layer_size(x) for x in model.layers}
+    rows = sum(f.numel() for f in model.trace.outputs)
+    bound = Ranks(p, min(p, rows), p, sizes, sizes)
+    width = generic_width(model, bound) if kind in {"auto", "generic"} else None
+    exact = None if width is None else generic_ranks(model, bound, width)
+    if exact is None:
+        raise BoundNotAvailableError(
+            "the network's output for one sample depends on other samples of the batch, for which "
+            "there is only the exact generic rank on the whole batch, and that "
+            + ("would take too long" if width is None else "cannot be told from rounding")
+            + " here (batch_bound has no such condition)"
+        )
+    return exact
 
 
 def _check_arguments(data: Sequence[Tensor] | None, input_rank: int | None, kind: str) -> None:

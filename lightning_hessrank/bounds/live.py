@@ -17,6 +17,7 @@ from torch import Tensor
 from lightning_hessrank.bounds.inputs import matrix_rank
 from lightning_hessrank.network.autograd import graph_edges, pull_back_somehow
 from lightning_hessrank.network.function import Evaluation, layer_name
+from lightning_hessrank.network.gate import closed_gates
 from lightning_hessrank.network.losses import ignores_shifts
 from lightning_hessrank.network.recorder import LayerRecorder, RecordedUse
 from lightning_hessrank.results import PARTS, BoundNotAvailableError, NonFiniteError, Part
@@ -84,7 +85,8 @@ def read_batch(evaluate: Callable[[], Evaluation], parameters: Mapping[str, Tens
     for use in uses:
         use.behind_softmax = use.behind_softmax and ignores_shifts(loss, use.output, 1, parameters)
     uncovered = _uncovered(recorder, uses, signals, of_parameters, parameters)
-    residuals = _residuals(loss, outputs)
+    slopes = output_slopes(loss, outputs)
+    residuals = [r.detach() for r in slopes]
     held = gradients(outputs, at, residuals)[: len(uses)] if outputs else signals
     reached = _reached(loss, outputs, residuals, uses, parameters)
     moved = _moved(uses, parameters)
@@ -94,7 +96,7 @@ def read_batch(evaluate: Callable[[], Evaluation], parameters: Mapping[str, Tens
         [LiveUse(*found) for found in zip(uses, signals, held, reached, moved, strict=True)],
         uncovered,
         uncovered - recorder.touched,
-        _curved_outputs(loss, outputs, residuals, parameters) if outputs else None,
+        _curved_outputs(loss, outputs, slopes, parameters) if outputs else None,
         bool(outputs) and _passes_through(loss, outputs, parameters),
     )
 
@@ -124,8 +126,18 @@ def gradients(
     )
 
 
-def _residuals(loss: Tensor, outputs: Sequence[Tensor]) -> list[Tensor]:
-    return [r.detach() for r in gradients((loss,), outputs)] if outputs else []
+def output_slopes(loss: Tensor, outputs: Sequence[Tensor]) -> list[Tensor]:
+    """``∂ℓ/∂f``, with a graph: of the loss alone, where outputs are computed from each other."""
+    with closed_gates():
+        return gradients((loss,), outputs, create_graph=True) if outputs else []
+
+
+def bend(
+    slopes: Sequence[Tensor], outputs: Sequence[Tensor], pushed: Sequence[Tensor]
+) -> list[Tensor]:
+    """``(∇²ℓ) u`` for changes ``u`` of the outputs, with a leading batch dimension."""
+    with closed_gates():
+        return pull_back_somehow(slopes, outputs, pushed)
 
 
 def _reached(
@@ -189,7 +201,7 @@ class Mixtures:
 def _curved_outputs(
     loss: Tensor,
     outputs: Sequence[Tensor],
-    residuals: Sequence[Tensor],
+    slopes: Sequence[Tensor],
     parameters: Mapping[str, Tensor],
 ) -> int:
     """Rank of the curvature of the loss by its outputs, at most: ``N K'`` or less."""
@@ -199,10 +211,9 @@ def _curved_outputs(
         f = outputs[0]
         shifts = len(outputs) == 1 and f.ndim > 1 and ignores_shifts(loss, f, 1, parameters)
         return size - (size // f.shape[1] if shifts else 0)
-    slopes = gradients((loss,), outputs, create_graph=True)
-    unit = torch.eye(size, dtype=residuals[0].dtype, device=residuals[0].device)
+    unit = torch.eye(size, dtype=slopes[0].dtype, device=slopes[0].device)
     units = [u.reshape(size, *f.shape) for u, f in zip(unit.split(sizes, 1), outputs, strict=True)]
-    rows = pull_back_somehow(slopes, outputs, units)
+    rows = bend(slopes, outputs, units)
     return matrix_rank(torch.cat([x.reshape(size, -1) for x in rows], dim=1))
 
 

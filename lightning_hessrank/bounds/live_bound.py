@@ -13,6 +13,7 @@ from lightning_hessrank.bounds.batch import batch_bound_of, read_batches
 from lightning_hessrank.bounds.live import LiveBatch
 from lightning_hessrank.bounds.symmetries import bound_by, find_symmetries
 from lightning_hessrank.network.function import Evaluation
+from lightning_hessrank.network.patience import OutOfTimeError
 from lightning_hessrank.results import PARTS, BoundKind, BoundNotAvailableError, Part, RankBound
 
 LiveKind = Literal["auto", "batch", "symmetry"]
@@ -66,8 +67,8 @@ def _sharpened(
         symmetries = find_symmetries(evaluations, batches, parameters)
         by_symmetry = bound_by(symmetries, parameters)
         functional = affine_bound(batches, parameters, symmetries)
-    except (BoundNotAvailableError, RuntimeError):  # too large, or not differentiable twice
-        return bound
+    except (BoundNotAvailableError, OutOfTimeError, RuntimeError):
+        return bound  # too large, or not differentiable twice
     for part in PARTS:
         offer(part, getattr(by_symmetry, part), "symmetry")
     offer("functional", functional, "affine")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -33,6 +34,9 @@ class LinearModel:
     has_constant: bool
     """Whether the output at zero inputs is not zero: biases, shifts."""
     generator: torch.Generator
+
+    is_whole: ClassVar[bool] = False
+    """Whether the inputs are the data themselves, which cannot be drawn sample by sample."""
 
     @property
     def input_rank(self) -> int:
@@ -97,7 +101,8 @@ def linear_model(
     """Trace the surrogate of a network and find what its bounds need.
 
     Raises:
-        BoundNotAvailableError: there is no multilinear surrogate, or it mixes samples.
+        BoundNotAvailableError: there is no multilinear surrogate, or it mixes samples and the data
+            are not one batch.
         ValueError: no trainable parameter, or inputs that cannot be used.
     """
     if not network.parameters:
@@ -108,19 +113,22 @@ def linear_model(
             "one for networks that are linear in their inputs (batch_bound has no such condition)"
         )
     generator = torch.Generator().manual_seed(seed)
-    surrogate = Surrogate(network.forward, network.parameters)
     weights = Weights(network.parameters, generator)
-    probes = tuple(
-        torch.randn(2, *x.shape[1:], generator=generator, dtype=torch.float64).to(x)
-        for x in network.inputs
-    )
-    trace = surrogate.run(probes, weights)
+    network, probes, trace = _first_run(network, weights, generator)
+    surrogate = Surrogate(network.forward, network.parameters)
     used = torch.autograd.grad(
         [f.sum() for f in trace.outputs], trace.inputs, allow_unused=True, retain_graph=True
     )
     _check_parameters(network, trace)
     relevant = [i for i, grad in enumerate(used) if grad is not None]
-    constant = _check_samples(surrogate, weights, probes, trace)
+    constant, coupled = _constant_and_coupling(surrogate, weights, probes, trace)
+    kind = LinearModel
+    if coupled:
+        kind, count = _WholeBatch, _check_whole(network, data)
+        probes = tuple(x.detach() for x in network.inputs)
+        trace = surrogate.run(probes, weights)
+    else:
+        count = len(probes[0])
     if trace.softmax_dim is not None and loss.takes_log_softmax:
         loss = replace(loss, class_dim=trace.softmax_dim)
         trace.replaced = trace.before_softmax
@@ -131,16 +139,122 @@ def linear_model(
         None if data is None else flatten([data[i].detach() for i in relevant]).to(probes[0]),
         input_rank,
     )
-    return LinearModel(
+    return kind(
         network,
         loss,
         _restricted(surrogate, network.inputs, relevant),
         span,
         trace,
-        sum(loss.effective_outputs(f, 2) for f in trace.outputs),
+        sum(loss.effective_outputs(f, count) for f in trace.outputs),
         constant,
         generator,
     )
+
+
+class _WholeBatch(LinearModel):
+    """The surrogate on the very data given, for a network whose outputs mix samples.
+
+    The inputs of a graph, or of a batch whose samples are compared with each other, are not
+    samples of a span: they stay as they are, and only weights and residuals are generic.
+    """
+
+    is_whole = True
+
+    @property
+    def input_rank(self) -> int:
+        """One "sample": the whole batch."""
+        return 1
+
+    def product_cost(self) -> int:
+        """Multiply-adds of one product with the functional Hessian, roughly."""
+        return super().product_cost() * len(self.span.like[0])
+
+    def residual_samples(self) -> int:
+        """One "sample": the whole batch."""
+        return 1
+
+    def sample(self, count: int) -> tuple[Tensor, ...]:
+        """The data."""
+        return self.span.like
+
+
+def _first_run(
+    network: Network, weights: Weights, generator: torch.Generator
+) -> tuple[Network, tuple[Tensor, ...], Trace]:
+    """Run the surrogate on two random samples, or where these do not do, on as many as are given.
+
+    A step may have the batch size, edges between samples or masks written into it. Such a network
+    is then given any other number of samples by filling up.
+
+    Returns:
+        The network for any number of samples, random inputs, and the trace of the run on them.
+    """
+
+    def random(count: int) -> tuple[Tensor, ...]:
+        return tuple(
+            torch.randn(count, *x.shape[1:], generator=generator, dtype=torch.float64).to(x)
+            for x in network.inputs
+        )
+
+    size = len(network.inputs[0])
+    surrogate = Surrogate(network.forward, network.parameters)
+    probes = random(2)
+    try:
+        return network, probes, surrogate.run(probes, weights)
+    except BoundNotAvailableError:
+        raise
+    except Exception as error:  # of the user's code
+        if size == 2 or any(len(x) != size for x in network.inputs):
+            raise BoundNotAvailableError(_not_run(2, error)) from error
+    probes = random(size)
+    try:
+        trace = surrogate.run(probes, weights)
+    except BoundNotAvailableError:
+        raise
+    except Exception as error:
+        raise BoundNotAvailableError(_not_run(size, error)) from error
+    return replace(network, forward=_filled_up(network.forward, size)), probes, trace
+
+
+def _not_run(samples: int, error: Exception) -> str:
+    return (
+        f"the network does not run on {samples} random samples, which its bound needs "
+        f"({type(error).__name__}: {error})"
+    )
+
+
+def _filled_up(
+    forward: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]], size: int
+) -> Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]:
+    """Make of a function of ``size`` samples one of any number, if samples do not mix."""
+
+    def filled(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        count = len(inputs[0])
+        if count == size:
+            return forward(inputs)
+        pieces = []
+        for start in range(0, count, size):
+            taken = min(size, count - start)
+            rows = (start + torch.arange(size, device=inputs[0].device) % taken).tolist()
+            outputs = forward(tuple(torch.stack([x[row] for row in rows]) for x in inputs))
+            pieces.append([f[: len(f) * taken // size] for f in outputs])
+        return tuple(torch.cat(column) for column in zip(*pieces, strict=True))
+
+    return filled
+
+
+def _check_whole(network: Network, data: Sequence[Tensor] | None) -> int:
+    """Return the number of samples of a batch that is taken whole, if it is all the data."""
+    size = len(network.inputs[0])
+    if data is None or any(
+        x.shape != y.shape or not torch.equal(x, y)
+        for x, y in zip(data, network.inputs, strict=True)
+    ):
+        raise BoundNotAvailableError(
+            "the network's output for one sample depends on other samples of the batch, so "
+            "that there is no bound from its architecture alone"
+        )
+    return size
 
 
 def _is_affine(network: Network, loss: LossKind, inputs: tuple[Tensor, ...]) -> bool:
@@ -199,26 +313,29 @@ def _restricted(
     return Surrogate(forward, surrogate.parameters)
 
 
-def _check_samples(
+def _constant_and_coupling(
     surrogate: Surrogate, weights: Weights, probes: Sequence[Tensor], trace: Trace
-) -> bool:
-    """Check that no output depends on two samples; return whether the output has a constant."""
+) -> tuple[bool, bool]:
+    """Whether the output at zero inputs is not zero, and whether some output sees two samples.
+
+    Two samples differ in some bit of their numbers. So an output sees two of them if, for some bit,
+    it changes with those that have it and with those that have not.
+    """
+    size = len(probes[0])
+    numbers = torch.arange(size, device=probes[0].device)
     with torch.no_grad():
         zero = surrogate.run([torch.zeros_like(x) for x in probes], weights).outputs
         scale = max(float(f.detach().abs().max()) for f in trace.outputs) or 1.0
-        seen = [torch.zeros_like(f) for f in zero]
-        for i in range(len(probes[0])):
-            single = []
-            for x in probes:
-                only = torch.zeros_like(x)
-                only[i] = x[i].detach()
-                single.append(only)
-            outputs = surrogate.run(single, weights).outputs
-            changed = [(f - f0).abs() > 1e-10 * scale for f, f0 in zip(outputs, zero, strict=True)]
-            seen = [count + change for count, change in zip(seen, changed, strict=True)]
-        if any(bool((count > 1).any()) for count in seen):
-            raise BoundNotAvailableError(
-                "the network's output for one sample depends on other samples of the batch, so "
-                "that there is no bound from its architecture alone"
-            )
-        return any(float(f.abs().max()) > 1e-12 * scale for f in zero)
+
+        def changed(kept: Tensor) -> list[Tensor]:
+            inputs = [x.detach() * kept.reshape(-1, *(1,) * (x.ndim - 1)).to(x) for x in probes]
+            outputs = surrogate.run(inputs, weights).outputs
+            return [(f - f0).abs() > 1e-10 * scale for f, f0 in zip(outputs, zero, strict=True)]
+
+        coupled = False
+        for bit in range((size - 1).bit_length()):
+            has = (numbers >> bit) % 2 == 1
+            both = zip(changed(has), changed(~has), strict=True)
+            coupled |= any(bool((one & other).any()) for one, other in both)
+        constant = any(float(f.abs().max()) > 1e-12 * scale for f in zero)
+    return constant, coupled

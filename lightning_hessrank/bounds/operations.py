@@ -41,7 +41,7 @@ BATCH_NORM_ARGUMENTS = (
 CASTS = _names("float double half bfloat16 type_as")
 #: Rearrangements that leave every sample's features in their order.
 RESHAPES = _names("""
-    view reshape flatten squeeze unsqueeze contiguous clone unflatten view_as requires_grad
+    view reshape flatten squeeze unsqueeze contiguous clone unflatten view_as requires_grad gate
 """)
 #: Linear in all their tensors jointly, so that no test is needed.
 LINEAR = RESHAPES | _names("""
@@ -56,13 +56,6 @@ LINEAR = RESHAPES | _names("""
 POLYNOMIAL = CASTS | _names("""
     mul rmul imul matmul rmatmul mm bmm einsum kron outer addmm baddbmm dot tensordot to setitem
     linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d
-""")
-#: The surrogate ends where the loss function begins.
-LOSSES = _names("""
-    binary_cross_entropy binary_cross_entropy_with_logits cosine_embedding_loss cross_entropy
-    ctc_loss gaussian_nll_loss hinge_embedding_loss huber_loss kl_div l1_loss margin_ranking_loss
-    mse_loss multi_margin_loss multilabel_margin_loss multilabel_soft_margin_loss nll_loss
-    poisson_nll_loss smooth_l1_loss soft_margin_loss triplet_margin_loss
 """)
 #: Products of two activations, or gates: no multilinear surrogate.
 PRODUCTS = {
@@ -85,14 +78,6 @@ _ADAPTIVE_POOLS: dict[str, Callable[..., Tensor]] = {
     "adaptive_max_pool3d": functional.adaptive_avg_pool3d,
 }
 MAX_POOLS = frozenset({"max_pool1d", "max_pool2d", "max_pool3d", *_ADAPTIVE_POOLS, "amax", "max"})
-
-
-def is_in_place(func: Callable[..., Any]) -> bool:
-    """Whether a function of PyTorch changes its first argument."""
-    name = getattr(func, "__name__", "")
-    if name.startswith("__"):
-        return name in {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__"}
-    return name.endswith("_")
 
 
 def average_instead_of_max(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

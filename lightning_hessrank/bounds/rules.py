@@ -25,7 +25,8 @@ from lightning_hessrank.bounds import operations as ops
 from lightning_hessrank.bounds.trace import Activation, LayerUse, Run, Weight
 from lightning_hessrank.network.function import layer_name
 from lightning_hessrank.network.layers import Layer, Slices, read_layer
-from lightning_hessrank.network.modes import name_of
+from lightning_hessrank.network.losses import TABLE
+from lightning_hessrank.network.modes import name_of, writes
 
 _NONE: frozenset[str] = frozenset()
 
@@ -42,6 +43,8 @@ class Call:
     def __post_init__(self) -> None:
         tags = self.run.tags_in((self.args, self.kwargs))
         self.name = name_of(self.func)
+        self.has_masks = any(map(self.run.is_mask, tree_leaves((self.args, self.kwargs))))
+        """Whether something that says where activations are large or small is among them."""
         self.activations = [t for t in tags if isinstance(t, Activation)]
         self.weights = [t for t in tags if isinstance(t, Weight)]
         self.replaced = _NONE.union(*(a.replaced for a in self.activations))
@@ -123,20 +126,24 @@ def surrogate_of(call: Call) -> Any:
     """What the surrogate has in the place of a call, with its result tagged."""
     problem = next((a.problem for a in call.activations if a.problem), None)
     computed = next((w for w in call.weights if w.computed_by), None)
-    if problem is None and computed is not None and call.name not in ops.LOSSES:
+    if problem is None and computed is not None and call.func not in TABLE:
         problem = (
             f"layer '{layer_name(min(computed.names))}': its weight is computed from parameters "
             f"({computed.computed_by}), so that random weights do not stand for all that it can "
             "have"
         )
     result = _ruled(call) if problem is None else call.run_as(Activation(None, problem=problem))
-    if ops.is_in_place(call.func) or call.kwargs.get("inplace"):
+    if writes(call.func) or call.kwargs.get("inplace"):
         # Views of the argument change as well, and their tags are not followed.
         call.run.trace.replaced |= call.replaced
     return result
 
 
 def _ruled(call: Call) -> Any:
+    if call.func in TABLE:
+        return _loss(call)
+    if call.has_masks:
+        return _masked(call)
     is_weight = call.run.is_weight
     layer = read_layer(call.func, call.args, call.kwargs, is_weight)
     if layer is not None and is_weight(layer.weight) and not is_weight(layer.input):
@@ -162,13 +169,42 @@ def _layer(call: Call, layer: Layer) -> Any:
     return call.tag(output.clone(), Activation(index))
 
 
-@rule(*ops.LOSSES)
 def _loss(call: Call) -> Any:
-    """The loss itself is of no interest; it may not fit the number of samples either."""
+    """The surrogate ends where the loss begins: that may not fit the number of samples either."""
     try:
         return call.plain()
     except (RuntimeError, ValueError):
         return call.first()[0].mean()
+
+
+#: What an activation that is written out by hand does with a mask.
+_BY_HAND = frozenset({"where", "mul", "rmul", "imul", "masked_fill", "setitem"})
+
+
+def _masked(call: Call) -> Any:
+    """An activation and a mask made of activations: an activation function by hand.
+
+    ``h * (h > 0)``, ``where(h > 0, h, 0.1 * h)`` and ``h.masked_fill(h < 0, 0)`` are the identity,
+    like the activations that they spell out.
+    """
+    leaves = tree_leaves((call.args, call.kwargs))
+    first, *others = (x for x in leaves if call.run.is_activation(x))
+    if call.name not in _BY_HAND or not all(_is_multiple(first, x) for x in others):
+        return call.run_as(call.problem("it depends on where activations are large or small"))
+    call.replaced |= {"gates or other nonlinearities between its layers"}
+    if call.name == "setitem":
+        return None
+    return call.identity()
+
+
+def _is_multiple(a: Tensor, b: Tensor) -> bool:
+    """Whether ``b`` is a multiple of ``a``."""
+    with torch.no_grad():
+        if a.shape != b.shape:
+            return False
+        square = (a * a).sum()
+        error = (square * b - (a * b).sum() * a).abs().max()
+        return bool(error <= 1e-9 * square * b.abs().max())
 
 
 @rule(*ops.PRODUCTS)
@@ -287,7 +323,8 @@ def _general(call: Call) -> Any:
     """A call of which nothing is known: affine in its activations, or not."""
     result = call.plain()
     if _is_constant(result):
-        return result
+        is_comparison = isinstance(result, Tensor) and result.dtype == torch.bool
+        return call.run.note_masks(result) if is_comparison else result
     known = call.name in ops.LINEAR and not call.weights
     if not known and not _is_affine(call):
         return call.tag(result, call.problem("it is not linear in its inputs"))

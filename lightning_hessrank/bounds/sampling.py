@@ -36,7 +36,8 @@ ATTEMPTS = 5
 
 def jacobian_is_cheap(model: LinearModel) -> bool:
     """Whether the whole Jacobian at generic inputs can be formed."""
-    rows = model.input_rank * sum(f[0].numel() for f in model.trace.outputs)
+    each = sum((f if model.is_whole else f[0]).numel() for f in model.trace.outputs)
+    rows = model.input_rank * each
     cost = rows * model.product_cost() // max(1, model.residual_samples())
     return rows * model.num_parameters <= MAX_JACOBIAN and cost <= BUDGET
 
@@ -182,7 +183,7 @@ class _OuterProduct:
         samples = model.span.num_samples
         if model.loss.identity_curvature:
             self._curvature = torch.eye(n, dtype=torch.float64)
-        elif samples is not None and samples <= model.input_rank:
+        elif samples is not None and samples <= model.input_rank and not model.is_whole:
             weights = 0.5 + torch.rand(n, generator=generator, dtype=torch.float64)
             self._curvature = torch.diag(weights)
         else:

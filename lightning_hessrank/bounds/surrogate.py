@@ -65,6 +65,8 @@ class SurrogateMode(OrderedMode):
         """Run ``func``, or what stands for it, on other weights than the network's own."""
         args, kwargs = tree_map(lambda x: self._substitutes.get(id(x), x), (args, kwargs))
         call = Call(self.run, func, args, kwargs)
+        if call.has_masks and not call.activations and not call.weights:
+            return self.run.note_masks(call.plain())
         return surrogate_of(call) if call.activations else self._weights_only(call)
 
     def _weights_only(self, call: Call) -> Any:

@@ -25,7 +25,14 @@ from torch import Tensor
 from lightning_hessrank.bounds.columns import input_spans
 from lightning_hessrank.bounds.cuts import Solution, solve
 from lightning_hessrank.bounds.inputs import CLEAR_GAP
-from lightning_hessrank.bounds.live import LiveBatch, LiveUse, Mixtures, gradients
+from lightning_hessrank.bounds.live import (
+    LiveBatch,
+    LiveUse,
+    Mixtures,
+    bend,
+    gradients,
+    output_slopes,
+)
 from lightning_hessrank.network.autograd import pull_back_somehow
 from lightning_hessrank.network.function import Evaluation, layer_name, layers_of
 from lightning_hessrank.network.layers import Layer
@@ -156,7 +163,7 @@ class _Live:
         for batch in batches:
             u = [torch.zeros_like(f, requires_grad=True) for f in batch.outputs]
             back = gradients(batch.outputs, self._own, u, create_graph=True)
-            slopes = gradients((batch.loss,), batch.outputs, create_graph=True)
+            slopes = output_slopes(batch.loss, batch.outputs)
             whole = gradients((batch.loss,), self._own, create_graph=True)
             self._linearised.append((u, back, slopes, whole))
         probes = torch.cat(Mixtures()([self._own[0].new_zeros(sum(self._sizes), 8)])).cpu()
@@ -213,7 +220,7 @@ class _Live:
         rows = []
         for batch, (u, back, slopes, _) in zip(self._batches, self._linearised, strict=True):
             pushed = pull_back_somehow(back, u, columns)
-            rows += pull_back_somehow(slopes, batch.outputs, pushed)
+            rows += bend(slopes, batch.outputs, pushed)
         return torch.cat([x.flatten(1) for x in rows], dim=1)
 
     def _hessian(self, columns: list[Tensor]) -> Tensor:

@@ -159,6 +159,7 @@ class Run:
         self.trace = Trace()
         # Keeps tagged tensors alive, so that their ids stay theirs.
         self._tags: dict[int, tuple[Tensor, Activation | Weight]] = {}
+        self._masks: dict[int, Tensor] = {}
         for name in parameters:
             self.tag_all(weights.values[name], Weight(frozenset({name})))
 
@@ -176,6 +177,17 @@ class Run:
     def tags_in(self, values: Any) -> list[Activation | Weight]:
         """The tags of all leaves that have one."""
         return [tag for x in tree_leaves(values) if (tag := self.tag_of(x)) is not None]
+
+    def note_masks(self, result: Any) -> Any:
+        """Remember that all tensors of a result are masks; return it."""
+        for x in tree_leaves(result):
+            if isinstance(x, Tensor) and x.ndim:
+                self._masks[id(x)] = x
+        return result
+
+    def is_mask(self, value: object) -> bool:
+        """Whether a value says where activations are large or small, as a number or a truth."""
+        return id(value) in self._masks
 
     def is_weight(self, value: object) -> bool:
         """Whether a value depends on parameters and not on inputs."""

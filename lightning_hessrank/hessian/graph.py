@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_hessrank.hessian.memory import is_out_of_memory
 from lightning_hessrank.network.autograd import pull_back
+from lightning_hessrank.network.gate import closed_gates
 from lightning_hessrank.results import Part
 
 
@@ -78,7 +79,13 @@ class Graph:
     @cached_property
     def output_gradient(self) -> tuple[Tensor, ...]:
         """``r = ∂ℓ/∂f`` by the outputs."""
-        return _differentiate((self.loss,), self.outputs)
+        with closed_gates():
+            return _differentiate((self.loss,), self.outputs)
+
+    def detached_output_gradient(self) -> tuple[Tensor, ...]:
+        """The same without a graph, where the loss has a first derivative only."""
+        with closed_gates():
+            return torch.autograd.grad(self.loss, self.outputs, retain_graph=True)
 
     @cached_property
     def _linearised(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
@@ -120,7 +127,8 @@ class Graph:
 
     def bend(self, pushed: Sequence[Tensor]) -> list[Tensor]:
         """``(∇²ℓ) u`` for changes ``u`` of the outputs, with a leading batch dimension."""
-        return self.batching.pull_back(self.output_gradient, self.outputs, pushed)
+        with closed_gates():
+            return self.batching.pull_back(self.output_gradient, self.outputs, pushed)
 
     def pull_back(self, cotangents: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
         """``Jᵀu`` for cotangents of the outputs, with a leading batch dimension."""

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
+from lightning_hessrank.hessian.differences import DifferenceCurvature
 from lightning_hessrank.hessian.function import LossFunction
+from lightning_hessrank.hessian.moving import Gradients, flat, moved
 from lightning_hessrank.hessian.operator import multiply_in_blocks
 from lightning_hessrank.hessian.parts import LossCurvature
 from lightning_hessrank.network.autograd import graph_nodes
+from lightning_hessrank.network.gate import Gate
 from lightning_hessrank.results import NonFiniteError
 
 #: Step sizes relative to the size of the parameters, the most promising first. Small ones lose
@@ -27,7 +31,15 @@ AGREEMENT = 1e-4
 ASYMMETRY = 1e5
 #: Share of a product beyond which the parts do not add up to the whole. Rounding leaves some 1e-14.
 SPLIT_TOLERANCE = 1e-9
-
+#: What a check may find to be held fixed.
+DETACHED = (
+    "what the step takes out of the graph (detached targets and weights, no_grad) is held at its "
+    "value, as autograd holds it: the Hessian is that of the loss with these values fixed"
+)
+PADDED = (
+    "entries of parameters that have no gradient although the loss depends on them (padding_idx) "
+    "are held fixed, as autograd holds them"
+)
 
 _MISSING = re.compile(r"derivative for '?(?:aten::)?(?P<name>\w+)'? is not implemented")
 
@@ -39,6 +51,13 @@ class WrongProductError(ArithmeticError):
 class NoSecondDerivativeError(NotImplementedError):
     """An operation of the step cannot be differentiated twice."""
 
+    def __init__(self, operation: str) -> None:
+        super().__init__(
+            f"{operation} has no second derivative in PyTorch, so that the Hessian of this step "
+            "cannot be computed; replace it in the module, or pass loss_fn=... that avoids it"
+        )
+        self.operation = operation
+
 
 @contextmanager
 def missing_derivatives_named() -> Iterator[None]:
@@ -49,18 +68,19 @@ def missing_derivatives_named() -> Iterator[None]:
     """
     try:
         yield
+    except NoSecondDerivativeError:
+        raise
     except RuntimeError as error:  # NotImplementedError is one too
         found = _MISSING.search(str(error))
         if found is None:
             raise
         operation = found["name"].strip("_").removesuffix("_backward")
-        raise NoSecondDerivativeError(
-            f"{operation} has no second derivative in PyTorch, so that the Hessian of this step "
-            "cannot be computed; replace it in the module, or pass loss_fn=... that avoids it"
-        ) from error
+        raise NoSecondDerivativeError(operation) from error
 
 
-def check_product(function: LossFunction, *, max_bytes: int | None = None, seed: int = 0) -> None:
+def check_product(
+    function: LossFunction, *, max_bytes: int | None = None, seed: int = 0
+) -> tuple[str, ...]:
     """Check that products are symmetric, and the derivative of the gradient.
 
     ``vᵀHw = wᵀHv`` tells a gradient that is the derivative of something from one that is not: an
@@ -73,62 +93,105 @@ def check_product(function: LossFunction, *, max_bytes: int | None = None, seed:
     Costs two products and one gradient, if that confirms them at the first step size, and holds the
     graph of one term at a time.
 
+    What autograd holds fixed by definition is no error. Where the plain comparison fails, it is
+    made again without the entries that have no gradient (the row of ``padding_idx``), with what the
+    step detaches from the graph held at its value, and with both.
+
     Args:
         function: the loss; its parameters are moved, and put back.
         max_bytes: what graphs may hold in memory; ``None``: half of what is free.
         seed: of the point and the directions.
 
+    Returns:
+        What had to be held fixed for the product to be right, in words; empty as a rule.
+
     Raises:
         WrongProductError: not symmetric, or no step size agrees; names the suspects.
+        WrongProductError: the step gives another gradient at every evaluation.
         NonFiniteError: the loss is not finite there.
     """
     parameters = list(function.parameters.values())
-    here = torch.cat([x.detach().flatten() for x in parameters])
+    here = flat(parameters)
     generator = torch.Generator().manual_seed(seed)
     size = max(float(here.norm()), 1e-3 * math.sqrt(len(here)))
     there = here + 1e-3 * size * _random_unit(here, generator)
     vectors = [size * _random_unit(here, generator) for _ in range(2)]
-    with _moved(parameters, there):
+    with moved(parameters, there):
         products, gradient = _products(function, torch.stack(vectors, dim=1), max_bytes)
     if not bool(torch.isfinite(products).all()):
         raise NonFiniteError("a Hessian-vector product is not finite at a finite loss")
-    eps, steepness = torch.finfo(here.dtype).eps, float(gradient.norm())
+    steepness = float(gradient.norm())
+    _check_symmetry(function, vectors, products, size * steepness)
+    free = vectors[0] * (gradient != 0)  # at a random point only what has none has a zero
+    whole = _Tangent(there, gradient, vectors[0], products[:, 0])
+    errors: list[float] = []
+    for held, detached in ((None, ()), (there, (DETACHED,))):
+        gradients = Gradients(function, held)
+        error = _disagreement(gradients, whole)
+        if error is None:
+            return detached
+        errors.append(error)
+        if not torch.equal(free, whole.direction):
+            with moved(parameters, there):
+                product = _products(function, free.unsqueeze(1), max_bytes)[0][:, 0]
+            if _disagreement(gradients, whole._replace(direction=free, product=product)) is None:
+                return (PADDED, *detached)
+    _check_repeats(function, there, gradient)
+    raise WrongProductError(_wrong(function, errors[0]))
+
+
+class _Tangent(NamedTuple):
+    """What is known of the gradient at a point."""
+
+    point: Tensor
+    gradient: Tensor
+    direction: Tensor
+    product: Tensor
+    """Of the Hessian with the direction."""
+
+    @property
+    def noise(self) -> float:
+        """What rounding leaves of a gradient."""
+        return 100 * torch.finfo(self.gradient.dtype).eps * float(self.gradient.norm())
+
+
+def _check_symmetry(
+    function: LossFunction, vectors: Sequence[Tensor], products: Tensor, rounded: float
+) -> None:
+    """Raise unless ``vᵀHw = wᵀHv``, but for the rounding of a number as large as ``rounded``."""
     first, second = products.T
     difference = abs(float(vectors[1] @ first - vectors[0] @ second))
-    scale = size * max(float(first.norm()), float(second.norm()))
-    if difference > ASYMMETRY * eps * (scale + size * steepness):
+    scale = float(vectors[0].norm()) * max(float(first.norm()), float(second.norm()))
+    if difference > ASYMMETRY * torch.finfo(products.dtype).eps * (scale + rounded):
         raise WrongProductError(_asymmetry(function, difference / scale))
-    error = _disagreement_at_best(
-        lambda steps: _gradient(function, parameters, there + steps * vectors[0]),
-        gradient,
-        first,
-        noise=100 * eps * steepness,
-    )
-    if error is not None:
-        raise WrongProductError(_disagreement(function, error))
 
 
-def _disagreement_at_best(
-    gradient_at: Callable[[float], Tensor], gradient: Tensor, product: Tensor, noise: float
-) -> float | None:
-    """Smallest relative error of a product beside differences of gradients; ``None``: confirmed.
+def _check_repeats(function: LossFunction, there: Tensor, gradient: Tensor) -> None:
+    """Raise where the step gives another gradient each time: then differences say nothing."""
+    change = float((Gradients(function)(there) - gradient).norm())
+    size = float(gradient.norm())
+    if change > 100 * torch.finfo(gradient.dtype).eps * size:
+        raise WrongProductError(
+            "the step gives another gradient every time it is evaluated on the same batch at the "
+            f"same weights (it changed by {change / size:.1g} of its size), so "
+            "it has no Hessian: something that it changes is not put back (a counter or an average "
+            "outside of the module, a random generator of its own). Pass loss_fn=... that avoids it"
+        )
 
-    Args:
-        gradient_at: the gradient so many steps along the direction.
-        gradient: without a step.
-        product: with the direction.
-        noise: what rounding leaves of a gradient.
-    """
+
+def _disagreement(gradients: Gradients, tangent: _Tangent) -> float | None:
+    """Smallest relative error of a product beside differences of gradients; ``None``: confirmed."""
+    point, gradient, direction, product = tangent
     best = math.inf
     for step in STEPS:
-        ahead, behind, width = gradient_at(step), gradient, step
+        ahead, behind, width = gradients(point + step * direction), gradient, step
         for sides in (1, 2):
             if sides == 2:
-                behind, width = gradient_at(-step), 2 * step
+                behind, width = gradients(point - step * direction), 2 * step
             difference = (ahead - behind) / width
             scale = max(float(product.norm()), float(difference.norm()))
             error = float((product - difference).norm())
-            if error <= AGREEMENT * scale + noise / step:
+            if error <= AGREEMENT * scale + tangent.noise / step:
                 return None
             best = min(best, error / scale)
     return best
@@ -146,7 +209,7 @@ def _products(
     return products, gradient
 
 
-def unexplained_share(curvature: LossCurvature, *, seed: int = 0) -> float:
+def unexplained_share(curvature: LossCurvature | DifferenceCurvature, *, seed: int = 0) -> float:
     """How much of the Hessian does not pass through the recognised outputs, in [0, 1].
 
     For ``ℓ(f(θ))`` the outer-product and functional parts add up to the whole. A term that reaches
@@ -168,30 +231,7 @@ def _random_unit(like: Tensor, generator: torch.Generator) -> Tensor:
     return vector / vector.norm()
 
 
-def _gradient(function: LossFunction, parameters: list[Tensor], where: Tensor) -> Tensor:
-    total = torch.zeros_like(where)
-    with _moved(parameters, where):
-        for term in function.terms:
-            loss = term.evaluate().loss
-            grads = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
-            total += term.weight * torch.cat([g.flatten() for g in grads])
-    return total
-
-
-@contextmanager
-def _moved(parameters: list[Tensor], where: Tensor) -> Iterator[None]:
-    kept = [x.data for x in parameters]
-    pieces = where.split([x.numel() for x in parameters])
-    try:
-        for parameter, piece in zip(parameters, pieces, strict=True):
-            parameter.data = piece.reshape(parameter.shape)
-        yield
-    finally:
-        for parameter, data in zip(parameters, kept, strict=True):
-            parameter.data = data
-
-
-def _disagreement(function: LossFunction, error: float) -> str:
+def _wrong(function: LossFunction, error: float) -> str:
     return (
         "a Hessian-vector product disagrees with finite differences of the gradient at every step "
         f"size (relative error {error:.1g} at best), so the second derivatives of this step are "
@@ -211,7 +251,11 @@ def _blame(function: LossFunction) -> str:
     """Say which operations of the step are the suspects."""
     with torch.enable_grad():
         nodes = list(graph_nodes([term.evaluate().loss for term in function.terms]))
-    custom = {type(n).__name__ for n in nodes if isinstance(n, BackwardCFunction)}
+    custom = {
+        type(node).__name__
+        for node in nodes
+        if isinstance(node, BackwardCFunction) and not isinstance(node, Gate._backward_cls)
+    }
     suspects = []
     if custom:
         names = sorted(name.removesuffix("Backward") for name in custom)

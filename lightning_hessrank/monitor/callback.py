@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.util
 import math
 import weakref
 from dataclasses import replace
+from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch.nn.parameter import UninitializedParameter
 
 from lightning_hessrank.dashboard import Dashboard, scalars
+from lightning_hessrank.dashboard.link import tab_url
 from lightning_hessrank.dashboard.tags import rank_tag
 from lightning_hessrank.monitor.failures import HessianRankWarning
 from lightning_hessrank.monitor.log import logger
 from lightning_hessrank.monitor.place import Place
 from lightning_hessrank.monitor.run import Run
+from lightning_hessrank.monitor.series import Series
 from lightning_hessrank.monitor.settings import Settings
+from lightning_hessrank.monitor.stopping import StoppedError
 from lightning_hessrank.processes import Processes
 from lightning_hessrank.results import Measurement, Method
 from lightning_hessrank.subject.step import LossFn
@@ -67,12 +73,18 @@ class HessianRankMonitor(Callback):
         data: reference data: a batch as ``training_step`` takes it, a ``DataLoader``, or ``None``
             for a copy of the first training batch.
         max_samples: use at most so many samples of the reference data; ``None``: all.
+        batch_size: number of samples in a reference batch, where it cannot be read off its tensors
+            (their first dimension, as a rule). A batch that cannot be cut to ``max_samples``
+            (graphs, sequences first in time) is taken whole, which is said.
         loss_fn: ``loss_fn(module, batch) -> scalar``, a mean over samples, called with the copy of
             the module; ``None``: the module's own ``training_step``.
         module_mode: ``"eval"`` (dropout off, running statistics of batch norm) or ``"train"``
             (every submodule in the mode that training has it in, with randomness frozen to one
             draw).
         layers: also measure the rank of each layer's diagonal block of the Hessian.
+        max_seconds: wall time that one measurement may take, everything included; ``None``: no
+            limit. What it buys (method, precision, products, samples) is decided at the first
+            measurement, said, and kept for the run. Exact methods come first, fewer samples last.
         max_overhead: largest share of the wall time of the run, in (0, 1), that measuring may take.
             The first measurement is exempt; a later one starts only if the share, projected with
             one more as long as the last, stays below. Those skipped are counted and logged.
@@ -81,7 +93,7 @@ class HessianRankMonitor(Callback):
             is switched off.
         prog_bar: also show the rank in the Trainer's progress bar, like ``log(prog_bar=True)``.
         dashboard: what is written besides the scalars, e.g. ``Dashboard(figures=False)`` of
-            ``lightning_hessrank.dashboard``; ``None``: everything but the HParams page.
+            ``lightning_hessrank.dashboard``; ``None``: everything.
         name: first part of every logged name, and of the key in checkpoints, so that several
             monitors can run side by side; without ``/``.
         seed: of every random probe, and of randomness inside the step.
@@ -100,9 +112,11 @@ class HessianRankMonitor(Callback):
         rtol: float | None = None,
         data: Any = None,
         max_samples: int | None = 512,
+        batch_size: int | None = None,
         loss_fn: LossFn | None = None,
         module_mode: Literal["eval", "train"] = "eval",
         layers: bool = False,
+        max_seconds: float | None = 60.0,
         max_overhead: float | None = None,
         on_error: Literal["warn", "raise"] = "warn",
         progress_bar: bool = True,
@@ -121,9 +135,11 @@ class HessianRankMonitor(Callback):
             rtol=rtol,
             data=data,
             max_samples=max_samples,
+            batch_size=batch_size,
             loss_fn=loss_fn,
             module_mode=module_mode,
             layers=layers,
+            max_seconds=max_seconds,
             max_overhead=max_overhead,
             on_error=on_error,
             progress_bar=progress_bar,
@@ -138,12 +154,23 @@ class HessianRankMonitor(Callback):
             )
         self.dashboard = replace(dashboard or Dashboard(), name=name)
         self._owners: tuple[Any, Any] | None = None
+        self._original: HessianRankMonitor | None = None
+        self._follower: HessianRankMonitor | None = None
         self._begin_run()
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """One plain dict per measurement of the run; it survives checkpoint and resume."""
-        return self._run.series.history
+        """One plain dict per measurement of the run; it survives checkpoint and resume.
+
+        Of a monitor that has not run itself, but a deep copy of it (frameworks copy callbacks):
+        that of the copy which began a run last.
+        """
+        return self._series.history
+
+    @property
+    def _series(self) -> Series:
+        own = self._run.series
+        return own if own.history or self._follower is None else self._follower._series
 
     def plot(self) -> Figure:
         """Draw rank, counts at coarser tolerances and bound over the steps of the run so far.
@@ -155,12 +182,37 @@ class HessianRankMonitor(Callback):
 
         return history_figure(self.history)
 
+    def report(self, path: str | PathLike[str], *, plotly: str | None = None) -> Path:
+        """Write the run so far as one HTML page that opens without anything installed.
+
+        Args:
+            path: of the page, which is overwritten.
+            plotly: address from which the page loads its drawing library when it is opened, e.g.
+                ``"https://cdn.plot.ly/plotly-3.1.0.min.js"``; ``None``: it is kept in the page,
+                which then needs no network, and has 5 MB.
+
+        Returns:
+            Where the page was written.
+        """
+        page = Path(path)
+        page.write_text(self._report(plotly), encoding="utf-8")
+        return page
+
+    def _report(self, plotly: str | None = None) -> str:
+        from lightning_hessrank.dashboard.tab.page import report
+        from lightning_hessrank.dashboard.tab.series import run_of_history
+
+        series, name = self._series, self.settings.name
+        run = run_of_history(series.history, run=name, name=name, facts=series.about)
+        return report([{**run, "details": series.details}], plotly=plotly)
+
     def _begin_run(self) -> None:
         self._run = Run(self.settings)
         self._first_batch_pending = True
         self._seen_step = 0
         self._epoch = 0
         self._published: set[str] = set()
+        self._announced = False
 
     # -- schedule ------------------------------------------------------------------------------
 
@@ -172,6 +224,9 @@ class HessianRankMonitor(Callback):
         if self._owners is not None and self._owners != owners:
             self._begin_run()
         self._owners = owners
+        self._follower, original = None, self._original
+        while original is not None:
+            original._follower, original = self, original._original
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Start the clock and the dashboard; refuse strategies that cannot be measured."""
@@ -186,6 +241,7 @@ class HessianRankMonitor(Callback):
                 owners = [x for x in (pl_module, trainer.datamodule) if x is not None]
                 hparams = {k: v for x in owners for k, v in x.hparams_initial.items()}
                 announcement = self.dashboard.start(trainer.loggers, hparams)
+                self._announced = bool(announcement)
                 if announcement:
                     logger.info(announcement)
 
@@ -206,7 +262,7 @@ class HessianRankMonitor(Callback):
         if any(isinstance(p, UninitializedParameter) for p in pl_module.parameters()):
             return  # lazy modules: as soon as the first step has given them a shape
         self._first_batch_pending = False
-        if not self.history:
+        if not run.series.history:
             self._measure(trainer, pl_module)
 
     def on_train_batch_end(
@@ -227,24 +283,40 @@ class HessianRankMonitor(Callback):
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Measure the trained network, unless that has just been done."""
         self._measure(trainer, pl_module)
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        """Measure again if a later callback has changed the weights at the end of training."""
+        if self._run.series.last_step == trainer.global_step:
+            self._measure(trainer, pl_module)
         self._run.failures.summarise()
         self._run.series.clock.stop()
+        if trainer.is_global_zero and self._run.series.history:
+            with self._run.failures.handled("the report could not be handed on"):
+                self.dashboard.finish(trainer.loggers, self._report)
+        if self._announced:
+            logger.info("%s: see it at %s", self.settings.name, tab_url())
 
     # -- one measurement -----------------------------------------------------------------------
 
     def _measure(self, trainer: Any, module: Any) -> None:
-        """Measure, remember and log; at most once at each step."""
+        """Measure, remember and log; the same weights only once."""
         run, series, failures = self._run, self._run.series, self._run.failures
         step = trainer.global_step
-        if failures.final or series.last_step == step:
-            return
-        if series.reference is None and self.settings.data is None:
+        if failures.final or (series.reference is None and self.settings.data is None):
             return  # the first batch was of no use, which has been said
+        if not run.is_new(module, step):
+            return
         measurement = None
         if run.affordable():
             with failures.handled(f"no rank was measured at step {step}", among="measurements"):
                 run.collect_reference(module, None)  # a loader may have recovered by now
-                measurement = run.take(module, Place.of(trainer, self._epoch))
+                try:
+                    measurement = run.take(module, Place.of(trainer, self._epoch))
+                except StoppedError as stopped:
+                    logger.info(
+                        "%s: not measured at step %d: %s", self.settings.name, step, stopped
+                    )
+                    return
                 series.add(measurement)
         else:
             series.skipped += 1
@@ -268,7 +340,8 @@ class HessianRankMonitor(Callback):
             tag = rank_tag(measurement.total, name)
             trainer.progress_bar_metrics[tag] = float(measurement.total.rank)
         if trainer.is_global_zero:
-            self.dashboard.write(trainer.loggers, measurement, self.history, step)
+            details = self._run.series.details
+            self.dashboard.write(trainer.loggers, measurement, self.history, step, details)
 
     def _publish(self, trainer: Any, values: dict[str, float]) -> None:
         """Let other callbacks monitor these values."""
@@ -297,4 +370,12 @@ class HessianRankMonitor(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to this process."""
-        return {**vars(self), "_owners": None}
+        return {**vars(self), "_owners": None, "_original": None, "_follower": None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> HessianRankMonitor:
+        """Copy, and let the copy know of whom it is, so that its history is found there."""
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        vars(copied).update(copy.deepcopy(self.__getstate__(), memo))
+        copied._original = self
+        return copied

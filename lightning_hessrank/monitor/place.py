@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -28,16 +30,14 @@ class Place:
 
         ``None`` where there is no single optimiser, or none with one such number for all.
         """
-        optimisers = vars(self.trainer).get("strategy") if self.trainer is not None else None
-        found = list(getattr(optimisers, "optimizers", None) or [])
-        if len(found) != 1:
+        found = getattr(self.trainer, "optimizers", None)
+        if not isinstance(found, (list, tuple)) or len(found) != 1:
             return None, None
-        groups = found[0].param_groups
-        decays, rates = ({group.get(key) for group in groups} for key in ("weight_decay", "lr"))
-        decay = decays.pop() if len(decays) == 1 else None
-        plain = isinstance(found[0], torch.optim.SGD) and not any(g["momentum"] for g in groups)
-        rate = float(rates.pop()) if plain and len(rates) == 1 else None
-        return (float(decay) if decay else None), rate
+        optimiser = found[0]
+        groups = getattr(optimiser, "param_groups", None) or []
+        decay = _common(groups, "weight_decay")
+        plain = isinstance(optimiser, torch.optim.SGD) and not any(g["momentum"] for g in groups)
+        return decay, _common(groups, "lr") if plain else None
 
     @classmethod
     def of(cls, trainer: Any, epoch: int) -> Place:
@@ -53,6 +53,16 @@ class Place:
     def at_checkpoint(cls, step: int, epoch: int, make_bar: MakeBar | None = None) -> Place:
         """Return where a run stood when a checkpoint was written."""
         return cls(step, epoch, Standstill(step, epoch), make_bar)
+
+
+def _common(groups: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    """Return the positive number that all groups have under a key; ``None``: there is no such."""
+    try:
+        values = {float(group[key]) for group in groups}
+    except (KeyError, TypeError, ValueError, RuntimeError):  # of an optimiser of one's own
+        return None
+    value = values.pop() if len(values) == 1 else 0.0
+    return value if 0 < value < math.inf else None
 
 
 @dataclass(frozen=True)

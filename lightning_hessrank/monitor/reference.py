@@ -49,6 +49,8 @@ class ReferenceData:
         self.batches = shares[processes.rank]
         self.num_samples = num_samples
         self.fingerprint = fingerprint
+        self.is_cut = False
+        """Whether samples of a batch were left out."""
 
     @property
     def everyone(self) -> list[Any] | None:
@@ -102,10 +104,24 @@ class ReferenceData:
         return state
 
 
-def collect(batches: Iterable[Any], max_samples: int | None, *, seed: int = 0) -> list[Any]:
+def collect(
+    batches: Iterable[Any],
+    max_samples: int | None,
+    *,
+    seed: int = 0,
+    size: int | None = None,
+    cut: Callable[[Any, int], Any] = cut_batch,
+) -> list[Any]:
     """Copy batches until ``max_samples`` are kept (``None``: all); the last one is cut.
 
     A shuffling loader draws the same samples whenever it is asked with the same seed.
+
+    Args:
+        batches: to take them from.
+        max_samples: to keep.
+        seed: of what the batches are drawn with.
+        size: samples in each; ``None``: as they can be read off.
+        cut: keeps so many samples of a batch, or the whole where it cannot be cut.
 
     Raises:
         ValueError: there is no batch, or one is empty or has no batch dimension.
@@ -114,9 +130,9 @@ def collect(batches: Iterable[Any], max_samples: int | None, *, seed: int = 0) -
     missing = max_samples
     with frozen_rng(seed):
         for batch in batches:
-            size = batch_size(batch)
-            taken = size if missing is None else min(size, missing)
-            kept.append(clone_batch(cut_batch(batch, taken)))
+            full = batch_size(batch) if size is None else size
+            taken = full if missing is None else min(full, missing)
+            kept.append(clone_batch(batch if taken == full else cut(batch, taken)))
             if missing is not None:
                 missing -= taken
                 if missing == 0:
@@ -150,7 +166,12 @@ def as_batches(data: Any, transfer: Callable[[Any], Any]) -> Iterable[Any]:
             generator.set_state(state)
 
 
-def deal(batches: list[Any], max_samples: int | None, processes: Processes) -> list[Any]:
+def deal(
+    batches: list[Any],
+    max_samples: int | None,
+    processes: Processes,
+    collect: Callable[[list[Any], int | None], list[Any]] = collect,
+) -> list[Any]:
     """Return this process's share of batches that every process has collected by itself.
 
     Where all have the same ones they are dealt out, if there are enough for everyone (else all

@@ -12,9 +12,11 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+from lightning_hessrank.estimating import Ranks
 from lightning_hessrank.hessian import NonFiniteError
-from lightning_hessrank.measure import Ranks, measure
+from lightning_hessrank.measure import measure
 from lightning_hessrank.monitor.bounds import Bounds, layer_ranks
+from lightning_hessrank.monitor.checks import check_subject
 from lightning_hessrank.monitor.failures import Failures
 from lightning_hessrank.monitor.log import logger
 from lightning_hessrank.monitor.place import Place
@@ -22,11 +24,17 @@ from lightning_hessrank.monitor.progress import progress_bar
 from lightning_hessrank.monitor.reference import ReferenceData, as_batches, collect, deal, share
 from lightning_hessrank.monitor.series import Series
 from lightning_hessrank.monitor.settings import Settings
+from lightning_hessrank.monitor.stopping import obeying_sigterm
+from lightning_hessrank.network.batches import cut_batch, fingerprint
 from lightning_hessrank.network.function import layers_of
 from lightning_hessrank.processes import Processes
 from lightning_hessrank.results import BoundNotAvailableError, Measurement, nan_estimate
+from lightning_hessrank.subject.cutting import cut_samples
 from lightning_hessrank.subject.step import module_step
 from lightning_hessrank.subject.subject import Subject
+
+#: Share of the time budget that each of the bounds has in any case.
+BOUND_SHARE = 0.15
 
 
 class Run:
@@ -42,6 +50,9 @@ class Run:
         self.failures = Failures(settings.on_error)
         self.processes = Processes()
         self._bounds = Bounds(self.series, self.failures)
+        self._deadline: float | None = None
+        self._was_cut = False
+        """Whether samples of a batch were left out of the reference data."""
 
     def join(self, processes: Processes, module: Any) -> None:
         """Say which processes measure together, and check that there is a loss to measure.
@@ -67,6 +78,7 @@ class Run:
         series, processes, settings = self.series, self.processes, self._settings
         if series.reference is not None:
             return
+        keep = partial(collect, size=settings.batch_size, cut=partial(self._cut, module))
         with processes.together():
             if settings.data is None and first_batch is None:
                 raise ValueError(
@@ -74,17 +86,48 @@ class Run:
                     "batch or a DataLoader) to the monitor"
                 )
             if settings.data is None:
-                kept = collect([first_batch], share(settings.max_samples, processes))
+                kept = keep([first_batch], share(settings.max_samples, processes))
             else:
                 batches = as_batches(settings.data, module._apply_batch_transfer_handler)
-                kept = collect(batches, settings.max_samples, seed=settings.seed)
-                kept = deal(kept, settings.max_samples, processes)
+                kept = keep(batches, settings.max_samples, seed=settings.seed)
+                kept = deal(kept, settings.max_samples, processes, keep)
             series.reference = ReferenceData.gather(kept, processes)
+            series.reference.is_cut = self._was_cut
         if series.is_on_other_data():
             self.failures.warn_once(
                 "the reference data differ from those of the run that is resumed, so ranks before "
                 "and after this point are not comparable; pass the same data=... to the monitor"
             )
+
+    def _cut(self, module: Any, batch: Any, samples: int) -> Any:
+        """Keep some samples of a batch, or all where they cannot be told apart; say so."""
+        size, self._was_cut = self._settings.batch_size, True
+        try:
+            step = module_step(module, self._settings.loss_fn)
+            trainer = getattr(module, "_trainer", None)
+            found = cut_samples(module, step, batch, samples, size=size, trainer=trainer)
+        except Exception:  # what the step raises is said when it is measured
+            return cut_batch(batch, samples, size)
+        if found.reason is not None:
+            self._was_cut = False
+            self.failures.warn_once(
+                f"the reference batch is taken whole, not cut to max_samples={samples}: "
+                f"{found.reason}; pass batch_size=... if its number of samples is not "
+                f"{found.size}, or data=... with smaller batches"
+            )
+        return found.batch
+
+    def is_new(self, module: Any, step: int) -> bool:
+        """Whether a module is not what was last measured: at another step, or with other weights.
+
+        Weights may change without a step of the optimiser (averages that are swapped in at the
+        end). All processes decide alike.
+        """
+        series = self.series
+        before, series.last_weights = series.last_weights, weights_of(module)
+        if series.last_step != step:
+            return True
+        return any(self.processes.gather(before not in {None, series.last_weights}))
 
     def affordable(self) -> bool:
         """Whether the time budget allows a measurement now; all processes decide alike."""
@@ -101,20 +144,25 @@ class Run:
             place: where the run stands.
 
         Raises:
+            StoppedError: the process was told to end.
             Exception: whatever went wrong; with several processes, on any of them.
         """
-        series = self.series
+        series, limit = self.series, self._settings.max_seconds
         began = time.perf_counter()
+        self._deadline = None if limit is None else began + limit
         with (
+            obeying_sigterm(),
             series.clock.measuring(),
             self.processes.together(),
             self._subject(module, place) as subject,
         ):
             union = partial(self._union, module, place, subject)
-            self._bounds.seek(subject, union)
+            check_subject(subject, series, self.failures, step=place.step)
+            self._bounds.seek(subject, union, None if limit is None else BOUND_SHARE * limit)
             ranks = self._ranks(subject, place)
-            finite = not math.isnan(ranks.total.rank)
-            batch_bound = self._bounds.of_batch(union) if finite else None
+            batch_bound = None
+            if not math.isnan(ranks.loss):
+                batch_bound = self._bounds.of_batch(union, self._left())
         weight_decay, rate = place.optimiser()
         return Measurement(
             step=place.step,
@@ -129,13 +177,25 @@ class Run:
             seconds=time.perf_counter() - began,
             overhead=series.clock.overhead(),
             skipped=series.skipped,
+            num_samples=ranks.num_samples,
+            module_mode=series.meaning["module_mode"],
+            warnings=self.failures.report(),
             weight_decay=weight_decay,
             gradient_descent_rate=rate,
         )
 
+    def _left(self) -> float | None:
+        """Seconds that are left for a batch bound; some, even where the rank took all."""
+        if self._deadline is None:
+            return None
+        assert self._settings.max_seconds is not None
+        left = self._deadline - time.perf_counter()
+        return max(left, BOUND_SHARE * self._settings.max_seconds)
+
     def _ranks(self, subject: Subject, place: Place) -> Ranks:
         series, settings = self.series, self._settings
         method, rtol = series.meaning["method"], series.meaning["rtol"]
+        rtol = series.difference_rtol if rtol is None else rtol
         make_bar = place.make_bar if settings.progress_bar else None
         try:
             with progress_bar(make_bar, f"{settings.name} rank") as progress:
@@ -146,16 +206,21 @@ class Run:
                     bound=series.bound,
                     layers=layers_of(subject.parameters) if settings.layers else None,
                     processes=self.processes,
-                    verify=not series.verified,
+                    # without a check there is no telling that products must be differences
+                    verify=not series.verified or series.difference_rtol is not None,
                     seed=settings.seed,
                     progress=progress,
                     announce=partial(logger.info, "%s: %s", settings.name),
+                    plan=series.plan,
+                    max_seconds=settings.max_seconds,
+                    deadline=self._deadline,
                 )
         except NonFiniteError as error:
             self.failures.warn_once(
                 f"the rank is nan, first at step {place.step}: {error}", about=str(error)
             )
-            return Ranks({"total": nan_estimate(subject.num_parameters, method=method, rtol=rtol)})
+            nan = nan_estimate(subject.num_parameters, method=method, rtol=rtol)
+            return Ranks({"total": nan}, num_samples=subject.total_samples)
         self._say_what_is_missing(ranks)
         if not series.verified and subject.has_initial_statistics():
             logger.info(
@@ -164,7 +229,12 @@ class Run:
                 settings.name,
                 place.step,
             )
+        for note in ranks.notes:
+            self.failures.warn_once(note)
         series.meaning["method"] = ranks.total.method
+        series.plan = ranks.plan
+        if ranks.total.products == "differences":
+            series.difference_rtol = ranks.total.rtol
         series.verified = True
         return ranks
 
@@ -172,7 +242,8 @@ class Run:
         if len(ranks.parts) == 1:
             self.failures.warn_once(
                 "the total rank only, without parts and bound: no known loss function was seen in "
-                "the step, so the output of the network is unknown; return "
+                "the step, nor results of modules through which all of the loss depends on the "
+                "parameters, so the output of the network is unknown; return "
                 '{"loss": loss, "output": output} from training_step or loss_fn, or use a loss of '
                 "torch.nn.functional"
             )
@@ -215,3 +286,9 @@ class Run:
             return
         with self._subject(module, place, everyone) as subject:
             yield subject
+
+
+def weights_of(module: Any) -> str:
+    """Fingerprint of all parameters and floating buffers of a module."""
+    buffers = [x for x in module.buffers() if x.is_floating_point()]
+    return fingerprint([*module.parameters(), *buffers])

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from lightning_hessrank.budget import Plan
+from lightning_hessrank.dashboard.tab.records import ABOUT, DETAIL, texts_of
 from lightning_hessrank.monitor.clock import Clock
+from lightning_hessrank.monitor.form import Form
 from lightning_hessrank.monitor.reference import ReferenceData
 from lightning_hessrank.processes import Processes
 from lightning_hessrank.results import Measurement, RankBound
@@ -19,32 +22,53 @@ class Series:
 
     def __init__(self, meaning: dict[str, Any]) -> None:
         self.meaning = meaning
+        self._asked = dict(meaning)
         self.history: list[dict[str, Any]] = []
+        self.details: list[dict[str, Any]] = []
+        """Thinned spectra and layers, for the report: a few kilobytes each."""
+        self.about: dict[str, Any] = {}
+        """What the report says of all measurements: versions, bounds, layers."""
         self.reference: ReferenceData | None = None
+        self.plan: Plan | None = None
+        """What the time budget buys, decided at the first measurement."""
         self.bound: RankBound | None = None
         self.bound_sought = False
         self.skipped = 0
         """Measurements that the time budget has left out."""
         self.last_step: int | None = None
         """At which a measurement was last taken, or tried in vain."""
+        self.last_weights: str | None = None
+        """Fingerprint of the weights then, in this process."""
+        self.form: Form | None = None
+        """Of the function that was last measured."""
         self.verified = False
         """Whether products have been compared with finite differences, in this process."""
+        self.difference_rtol: float | None = None
+        """Tolerance of the ranks where products are differences; their error decides, once."""
         self.clock = Clock()
         self._saved_reference: dict[str, Any] = {}
 
+    def forget_function(self) -> None:
+        """Settle bound and method anew: another function is measured from here on."""
+        self.bound, self.bound_sought, self.verified = None, False, False
+        self.meaning["method"], self.plan = self._asked["method"], None
+        self.difference_rtol = None
+
     def record(self, measurement: Measurement) -> dict[str, Any]:
-        """Return what the history is to hold of a measurement, with the data and mode behind it."""
+        """Return what the history is to hold of a measurement, with the data behind it."""
         assert self.reference is not None
-        return {
-            **measurement.record(),
-            "num_samples": self.reference.num_samples,
-            "module_mode": self.meaning["module_mode"],
-            "reference": self.reference.fingerprint[:16],
-        }
+        return {**measurement.record(), "reference": self.reference.fingerprint[:16]}
+
+    def details_with(self, measurement: Measurement) -> list[dict[str, Any]]:
+        """Return the details so far and those of a measurement, where it has any."""
+        new = texts_of(measurement).get(DETAIL)
+        return self.details if new is None else [*self.details, new]
 
     def add(self, measurement: Measurement) -> None:
         """Remember a measurement."""
         self.history.append(self.record(measurement))
+        self.details = self.details_with(measurement)
+        self.about = texts_of(measurement)[ABOUT]
 
     def restore_reference(self, processes: Processes) -> None:
         """Take up the reference data that a checkpoint kept, if it did."""
@@ -68,10 +92,15 @@ class Series:
         return {
             "meaning": dict(self.meaning),
             "history": [dict(record) for record in self.history],
+            "details": list(self.details),
+            "about": dict(self.about),
             "reference": reference,
             "bound": None if self.bound is None else self.bound.to_dict(),
             "bound_sought": self.bound_sought,
+            "plan": None if self.plan is None else self.plan.to_dict(),
+            "form": None if self.form is None else self.form._asdict(),
             "skipped": self.skipped,
+            "difference_rtol": self.difference_rtol,
             "clock": self.clock.state_dict(),
         }
 
@@ -84,12 +113,18 @@ class Series:
         ]
         self.meaning = {**self.meaning, **state["meaning"]}
         self.history[:] = [dict(record) for record in state["history"]]
+        self.details = list(state.get("details", []))  # absent in checkpoints of version 0.1.0
+        self.about = dict(state.get("about", {}))
         self.last_step = self.history[-1]["step"] if self.history else None
         self.reference = None
         self._saved_reference = state["reference"]
         bound = state["bound"]
         self.bound = None if bound is None else RankBound.from_dict(bound)
         self.bound_sought = state["bound_sought"]
+        plan = state.get("plan")  # of version 0.1 there is none
+        self.plan = None if plan is None else Plan.from_dict(plan)
+        self.form = Form.from_state(state.get("form"))
         self.skipped = state["skipped"]
+        self.difference_rtol = state.get("difference_rtol")
         self.clock.load_state_dict(state["clock"])
         return changed

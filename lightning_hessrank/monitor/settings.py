@@ -34,9 +34,11 @@ class Settings:
     rtol: float | None = None
     data: Any = None
     max_samples: int | None = 512
+    batch_size: int | None = None
     loss_fn: LossFn | None = None
     module_mode: Literal["eval", "train"] = "eval"
     layers: bool = False
+    max_seconds: float | None = 60.0
     max_overhead: float | None = None
     on_error: Literal["warn", "raise"] = "warn"
     progress_bar: bool = True
@@ -45,7 +47,7 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("every_n_epochs", "every_n_steps", "max_samples"):
+        for name in ("every_n_epochs", "every_n_steps", "max_samples", "batch_size"):
             _check_positive(name, getattr(self, name))
         for name, choices in {"method": method_names(), **_CHOICES}.items():
             value = getattr(self, name)
@@ -62,6 +64,7 @@ class Settings:
         for name in ("layers", "progress_bar", "prog_bar"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        _check_seconds("max_seconds", self.max_seconds)
         _check_share("max_overhead", self.max_overhead)
         if not self.name or not isinstance(self.name, str):
             raise ValueError(f"name must be a non-empty string, got {self.name!r}")
@@ -103,6 +106,15 @@ def _check_positive(name: str, value: object) -> None:
         raise TypeError(f"{name} must be a positive integer or None, got {value!r}")
     if value < 1:
         raise ValueError(f"{name} must be a positive integer or None, got {value}")
+
+
+def _check_seconds(name: str, value: object) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a positive number of seconds or None, got {value!r}")
+    if not value > 0:
+        raise ValueError(f"{name} must be a positive number of seconds or None, got {value}")
 
 
 def _check_share(name: str, value: object) -> None:

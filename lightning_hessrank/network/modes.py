@@ -3,16 +3,21 @@
 A function mode sees every function of PyTorch that is called. The one entered last sees a call
 first, and what it makes of it goes on to the one entered before. From the first to the last:
 
-* ``REWRITE``, ``CheaperDerivatives``: last before PyTorch, so that all others see the operations of
-  the network itself, and no matrix products in the place of convolutions.
+* ``PATIENCE``, ``Within``: only looks at the clock, so it is around all others.
+* ``HOLD``, ``HeldValues``: last before PyTorch, since it holds the results of what is really
+  computed.
+* ``REWRITE``, ``CheaperDerivatives``: all others see the operations of the network itself, and no
+  matrix products in the place of convolutions.
 * ``READ``, ``LayerRecorder`` or ``SurrogateMode``: they read (the surrogate: exchange) what is
   really computed, when casts and substitutes are done. One at a time, since each hands on another
   tensor than the one that it remembers.
+* ``PROTECT``, ``WriteProtected``: whatever is exchanged, nothing writes to what it protects.
 * ``EXCHANGE``, ``TwiceDifferentiable``: what it puts in the place of a function is read, too.
 * ``PRECISION``, ``KeepPrecision``: whatever is exchanged, read or rewritten is in the measuring
   precision.
 * ``OUTPUT``, ``OutputRecorder``: sees the losses as the step calls them, before any of the above
-  has taken them apart; its aliases of the outputs pass through all others.
+  has taken them apart; its aliases of the outputs pass through all others. ``WithoutNoise``, too,
+  exchanges what the step itself calls.
 
 PyTorch's own ``DeviceContext`` is below all of them (``torch.set_default_device``), or above if the
 step enters it; it only adds an argument to factories, which none of ours look at.
@@ -30,6 +35,7 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import Any, ClassVar, TypeVar
 
+from torch import Tensor
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 Mode = TypeVar("Mode", bound="OrderedMode")
@@ -38,11 +44,14 @@ Mode = TypeVar("Mode", bound="OrderedMode")
 class Place(IntEnum):
     """Places in the stack, in the order of entering: the last one sees a call first."""
 
-    REWRITE = 0
-    READ = 1
-    EXCHANGE = 2
-    PRECISION = 3
-    OUTPUT = 4
+    PATIENCE = 0
+    HOLD = 1
+    REWRITE = 2
+    READ = 3
+    PROTECT = 4
+    EXCHANGE = 5
+    PRECISION = 6
+    OUTPUT = 7
 
 
 class OrderedMode(TorchFunctionMode):
@@ -88,3 +97,17 @@ def name_of(func: Callable[..., Any]) -> str:
     So the function, the method and what works in place have one name.
     """
     return getattr(func, "__name__", str(func)).strip("_")
+
+
+#: Names that begin like ``__iadd__``, but change nothing.
+_READING = frozenset({"__init__", "__index__", "__int__", "__invert__", "__iter__"})
+
+
+def writes(func: Callable[..., Any]) -> bool:
+    """Whether a function changes its first argument (``mul_``, ``*=``, ``x[0] = …``)."""
+    name = getattr(func, "__name__", "")
+    if name == "__set__":
+        return getattr(func, "__self__", None) is Tensor.data
+    if name.startswith("__"):
+        return name == "__setitem__" or (name.startswith("__i") and name not in _READING)
+    return name.endswith("_") and name != "requires_grad_"

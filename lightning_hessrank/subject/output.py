@@ -1,9 +1,12 @@
 """The network's output: the tensors through which the loss depends on the parameters.
 
 The loss is ``ℓ(f(θ))``; the parts of its Hessian depend on what is taken for ``f``. One definition
-for every door: what enters a known loss function (or is named, or returned by the model), and where
-that is a softmax or sigmoid of something, that something: so one loss has the same parts whether
-the softmax stands in the model, in the loss, or is written out.
+for every door: what is named, or enters a known loss function, or is returned by the model, or by
+the last modules before the loss (see :mod:`~lightning_hessrank.subject.returns`); the first of
+these through which *all* of the loss depends on the parameters. Where that is a softmax or sigmoid
+of something, that something: so one loss has the same parts whether the softmax stands in the
+model, in the loss, or is written out. What does not depend on the batch (a penalty on the weights
+that is written with a known loss) is no output.
 
 Two designs were weighed: forward hooks on the module (miss whatever a step does between ``forward``
 and the loss, and functional code), and a function mode that sees each call of a known loss
@@ -19,12 +22,15 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeGuard
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
 
 from lightning_hessrank.network import modes
 from lightning_hessrank.network.autograd import graph_edges
-from lightning_hessrank.network.batches import map_tensors
+from lightning_hessrank.network.batches import list_tensors, map_tensors
 from lightning_hessrank.network.losses import TABLE, Loss
-from lightning_hessrank.network.modes import OrderedMode, name_of
+from lightning_hessrank.network.modes import OrderedMode, name_of, writes
 
 #: Functions that a network's output goes through before a loss that expects (log-)probabilities,
 #: by name, and whether they see only differences.
@@ -38,11 +44,12 @@ _SAME = 1e-10
 class Place(NamedTuple):
     """Where an output was seen: the same in every run of a step, also of its linear surrogate."""
 
-    kind: Literal["loss", "piece", "returned", "named"]
+    kind: Literal["loss", "piece", "returned", "named", "module"]
     number: int = 0
-    """Of the loss call, of the call of a piece of a softmax, or of the tensor."""
+    """Of the loss call, of the call of a piece of a softmax, of the call of a module, or of the
+    tensor."""
     argument: int = 0
-    """Of the loss call."""
+    """Of the loss call; of a module's call, the tensor among those that it returned."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +58,12 @@ class RecognisedOutput:
 
     tensor: Tensor
     loss: str
-    """Name of the loss function; ``"named"`` or ``"returned"`` where that is not known."""
+    """Name of the loss function; the kind of place where that is not known."""
     class_dim: int | None
     """Dimension along which a common shift leaves the loss unchanged (softmax), or ``None``."""
     place: Place
+    of_batch: bool = True
+    """Whether it depends on the batch, as far as can be seen."""
 
 
 class _Behind(NamedTuple):
@@ -75,8 +84,10 @@ class OutputRecorder(OrderedMode):
 
     place: ClassVar[modes.Place] = modes.Place.OUTPUT
 
-    def __init__(self) -> None:
+    def __init__(self, batch: Any = ()) -> None:
         super().__init__()
+        # Tensors that depend on the batch.
+        self._of_batch = WeakIdKeyDictionary(dict.fromkeys(list_tensors(batch), True))
         self.recognised: list[RecognisedOutput] = []
         """What entered known losses."""
         self._losses = 0
@@ -87,7 +98,22 @@ class OutputRecorder(OrderedMode):
         self._pieces: list[Tensor] = []
 
     def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run ``func``; note pieces of a softmax, and outputs."""
+        """Run ``func``; note pieces of a softmax, outputs, and what depends on the batch."""
+        result = self._called(func, args, kwargs)
+        written = args[:1] if writes(func) else ()
+        self.watch((args, kwargs), (result, written))
+        return result
+
+    def watch(self, inputs: Any, outputs: Any) -> None:
+        """Note that outputs depend on the batch, if any of the inputs does."""
+        if any(isinstance(x, Tensor) and x in self._of_batch for x in tree_leaves(inputs)):
+            for x in tree_leaves(outputs):
+                if isinstance(x, Tensor):
+                    self._of_batch[x] = True
+
+    def _called(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         if func in TABLE:
             loss, number = TABLE[func], self._losses
             self._losses += 1
@@ -118,15 +144,15 @@ class OutputRecorder(OrderedMode):
 
         return map_tensors(outputs, alias)
 
-    def outputs_of(
-        self, kind: Literal["returned", "named"], tensors: Iterable[Tensor]
-    ) -> tuple[RecognisedOutput, ...]:
+    def outputs_of(self, tensors: Iterable[tuple[Place, Tensor]]) -> tuple[RecognisedOutput, ...]:
         """Return tensors that did not enter a known loss as outputs."""
-        found = []
-        for i, x in enumerate(tensors):
-            if _differentiable(x):
-                found.append(self._output(x, kind, Place(kind, i)))
-        return tuple(found)
+        return tuple(
+            self._output(x, place.kind, place) for place, x in tensors if _differentiable(x)
+        )
+
+    def keep(self, place: Place, tensor: Tensor) -> None:
+        """Remember what was seen at a place."""
+        self._at[place] = tensor
 
     def at(self, place: Place) -> Tensor:
         """Return the tensor that was seen at a place."""
@@ -140,6 +166,7 @@ class OutputRecorder(OrderedMode):
             alias = tensor.view_as(tensor)
             self._aliases[id(tensor)] = tensor, alias
             self._aliases[id(alias)] = alias, alias
+            self.watch(tensor, alias)
         return self._aliases[id(tensor)][1]
 
     def _note(self, loss: Loss, place: Place, argument: Any) -> Any:
@@ -158,11 +185,17 @@ class OutputRecorder(OrderedMode):
     def _output(self, tensor: Tensor, loss: str, place: Place) -> RecognisedOutput:
         """Return a tensor, or what it is a softmax or sigmoid of, as an output."""
         self._at[place] = tensor
-        behind = self._behind(tensor)
+        behind, of_batch = self._behind(tensor), self._depends(tensor)
         if behind is None:
-            return RecognisedOutput(tensor, loss, None, place)
-        place = Place("piece", behind.piece)
-        return RecognisedOutput(self.at(place), loss, behind.class_dim, place)
+            return RecognisedOutput(tensor, loss, None, place, of_batch)
+        piece = Place("piece", behind.piece)
+        return RecognisedOutput(self.at(piece), loss, behind.class_dim, piece, of_batch)
+
+    def _depends(self, tensor: Tensor) -> bool:
+        """Whether a tensor depends on the batch; taken to, where something is hidden from modes."""
+        if tensor in self._of_batch:
+            return True
+        return any(isinstance(node, BackwardCFunction) for node, _ in graph_edges([tensor]))
 
     def _behind(self, tensor: Tensor) -> _Behind | None:
         if id(tensor) in self._links:
@@ -176,17 +209,29 @@ class OutputRecorder(OrderedMode):
 
 
 def choose_outputs(
-    loss: Tensor, candidates: Sequence[tuple[RecognisedOutput, ...]]
+    loss: Tensor,
+    candidates: Sequence[tuple[RecognisedOutput, ...]],
+    guess: Callable[[], tuple[RecognisedOutput, ...]] = tuple,
 ) -> tuple[RecognisedOutput, ...]:
     """Return the first candidates through which all of the loss depends on parameters.
 
-    Where none of them is that (a penalty on the weights is in the loss), the first that there are.
+    Args:
+        loss: of the step.
+        candidates: the surest first; those that do not depend on the batch are passed over, if
+            there are others that do.
+        guess: asked for more where none of them is that.
+
+    Returns:
+        Where there is none either (a penalty on the weights is in the loss), the first that there
+        are.
     """
+    if any(x.of_batch for outputs in candidates for x in outputs):
+        candidates = [tuple(x for x in outputs if x.of_batch) for outputs in candidates]
     found = [outputs for outputs in candidates if outputs]
     for outputs in found:
         if separates(loss, [x.tensor for x in outputs]):
             return outputs
-    return found[0] if found else ()
+    return guess() or (found[0] if found else ())
 
 
 def separates(loss: Tensor, outputs: Sequence[Tensor]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, Literal, NamedTuple, TypeGuard
 
 from torch import Tensor, nn
 
@@ -17,6 +17,7 @@ from lightning_hessrank.subject.output import (
     choose_outputs,
     reaches,
 )
+from lightning_hessrank.subject.returns import ReturnRecorder, entangled, frontier
 from lightning_hessrank.subject.trainer_view import ManualOptimizationError
 
 LossFn = Callable[..., Any]
@@ -35,6 +36,8 @@ class StepResult(NamedTuple):
     """Through which it depends on the parameters; empty where they are unknown."""
     at: Callable[[Place], Tensor] | None = None
     """Tensor that was seen at a place of this run."""
+    settled: bool = True
+    """Whether the step need not run again to give its outputs as they are."""
 
 
 Step = Callable[[nn.Module, Any], StepResult]
@@ -48,7 +51,7 @@ def module_step(module: nn.Module, loss_fn: LossFn | None = None) -> Step:
         UnusableStepError: the ``training_step`` cannot be called with a batch.
     """
     if loss_fn is not None:
-        return lambda shadow, batch: _record("loss_fn", lambda: loss_fn(shadow, batch))
+        return _Step("loss_fn", lambda shadow, batch, _: (loss_fn(shadow, batch), ()))
     if not getattr(module, "automatic_optimization", True):
         raise ManualOptimizationError(
             "the module uses manual optimisation, so its training_step is not a loss function; "
@@ -64,10 +67,10 @@ def module_step(module: nn.Module, loss_fn: LossFn | None = None) -> Step:
     takes_index = "batch_idx" in parameters or len(parameters) > 1
     arguments = (0,) if takes_index else ()
 
-    def step(shadow: Any, batch: Any) -> StepResult:
-        return _record("training_step", lambda: shadow.training_step(batch, *arguments))
+    def run(shadow: Any, batch: Any, recorder: OutputRecorder) -> tuple[Any, Sequence[Tensor]]:
+        return shadow.training_step(batch, *arguments), ()
 
-    return step
+    return _Step("training_step", run)
 
 
 def model_step(loss_fn: Callable[[Any, Any], Any]) -> Step:
@@ -76,33 +79,67 @@ def model_step(loss_fn: Callable[[Any, Any], Any]) -> Step:
     Where the loss itself does not say what its output is, that is what the model returns.
     """
 
-    def step(model: nn.Module, batch: Any) -> StepResult:
+    def run(model: Any, batch: Any, recorder: OutputRecorder) -> tuple[Any, list[Tensor]]:
         inputs, targets = batch
-        with OutputRecorder() as recorder:
-            outputs = recorder.returned(call(model, inputs))
-            result = loss_fn(outputs, targets)
-        return _result("loss_fn", result, recorder, list_tensors(outputs))
+        outputs = recorder.returned(call(model, inputs))
+        return loss_fn(outputs, targets), list_tensors(outputs)
 
-    return step
+    return _Step("loss_fn", run)
 
 
-def _record(name: str, run: Callable[[], Any]) -> StepResult:
-    with OutputRecorder() as recorder:
-        result = run()
-    return _result(name, result, recorder)
+class _Step:
+    """Runs a step and finds its outputs.
+
+    Args:
+        name: of what gives the loss.
+        run: from module, batch and the recorder that watches, to what gives the loss and what the
+            model returned, if that is known.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        run: Callable[[Any, Any, OutputRecorder], tuple[Any, Sequence[Tensor]]],
+    ) -> None:
+        self._name = name
+        self._run = run
+        # Calls of modules whose results are outputs, some of which are computed from others.
+        self._gated: frozenset[int] = frozenset()
+
+    def __call__(self, module: nn.Module, batch: Any) -> StepResult:
+        """Run once; where gates have to be put between outputs, the next run has them."""
+        recorder = OutputRecorder(batch)
+        with ReturnRecorder(module, self._gated, recorder.watch) as modules, recorder:
+            result, returned = self._run(module, batch, recorder)
+        loss, named = _loss_of(self._name, result)
+        for x in modules.returned:
+            recorder.keep(Place("module", x.call, x.number), x.tensor)
+        nearest = frontier(loss, modules.returned)
+        outputs = choose_outputs(
+            loss,
+            (
+                recorder.outputs_of(_places("named", [named], loss)),
+                tuple(x for x in recorder.recognised if _is_output(x.tensor, loss)),
+                recorder.outputs_of(_places("returned", returned, loss)),
+            ),
+            lambda: recorder.outputs_of(
+                (Place("module", x.call, x.number), x.tensor) for x in nearest
+            ),
+        )
+        guessed = is_guess(outputs)
+        gated, self._gated = self._gated, entangled(nearest) if guessed else frozenset()
+        return StepResult(loss, outputs, recorder.at, settled=gated == self._gated)
 
 
-def _result(
-    name: str, result: Any, recorder: OutputRecorder, returned: Sequence[Tensor] = ()
-) -> StepResult:
-    """Find the outputs: named by the user, seen in a known loss, or returned by the model."""
-    loss, named = _loss_of(name, result)
-    candidates = (
-        recorder.outputs_of("named", [named]) if _is_output(named, loss) else (),
-        tuple(x for x in recorder.recognised if _is_output(x.tensor, loss)),
-        recorder.outputs_of("returned", [x for x in returned if _is_output(x, loss)]),
-    )
-    return StepResult(loss, choose_outputs(loss, candidates), recorder.at)
+def is_guess(outputs: Sequence[RecognisedOutput]) -> bool:
+    """Whether outputs are what the last modules returned, since nothing else told them."""
+    return any(x.place.kind == "module" for x in outputs)
+
+
+def _places(
+    kind: Literal["named", "returned"], tensors: Sequence[Any], loss: Tensor
+) -> list[tuple[Place, Tensor]]:
+    return [(Place(kind, i), x) for i, x in enumerate(tensors) if _is_output(x, loss)]
 
 
 def _is_output(named: Any, loss: Tensor) -> TypeGuard[Tensor]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,11 +12,13 @@ from torch import Tensor, nn
 
 from lightning_hessrank.hessian.function import LossFunction, LossTerm
 from lightning_hessrank.network.autograd import graph_edges
-from lightning_hessrank.network.batches import batch_size, map_tensors
+from lightning_hessrank.network.batches import batch_size, cut_batch, map_tensors, slice_batch
 from lightning_hessrank.network.function import Evaluation
-from lightning_hessrank.subject.isolated import IsolatedModule
+from lightning_hessrank.subject.isolated import IsolatedModule, set_mode
 from lightning_hessrank.subject.isolation import undisturbed
-from lightning_hessrank.subject.step import Step, StepResult
+from lightning_hessrank.subject.prefix import difference
+from lightning_hessrank.subject.step import Step, StepResult, is_guess
+from lightning_hessrank.subject.weights import batch_weights
 
 
 class Subject(IsolatedModule):
@@ -22,10 +26,12 @@ class Subject(IsolatedModule):
 
     Args:
         module: the live module.
-        batches: what ``step`` takes, one or more; weighted by their numbers of samples.
+        batches: what ``step`` takes, one or more; weighted so that their loss is that of all their
+            samples (:mod:`~lightning_hessrank.subject.weights`).
         step: gives the loss of one batch.
         total_samples: over which the mean is taken, where other processes hold more of them;
             ``None``: those in ``batches``.
+        sizes: numbers of samples in the batches; ``None``: as they can be read off.
         options: see :class:`IsolatedModule`.
 
     Raises:
@@ -40,6 +46,7 @@ class Subject(IsolatedModule):
         step: Step,
         *,
         total_samples: int | None = None,
+        sizes: Sequence[int] | None = None,
         **options: Any,
     ) -> None:
         if not batches:
@@ -49,22 +56,45 @@ class Subject(IsolatedModule):
                 f"{type(module).__name__} has no parameters that require gradients, so there is no "
                 "Hessian to measure; unfreeze some, or remove the monitor"
             )
-        self.sizes = [batch_size(batch) for batch in batches]
+        self.sizes = [batch_size(x) for x in batches] if sizes is None else list(sizes)
         super().__init__(module, **options)
         with undisturbed():  # a copy made in inference mode could not be differentiated
             self.batches = [self.cast(batch) for batch in batches]
         self.total_samples = sum(self.sizes) if total_samples is None else total_samples
         self._step = step
+        self._weights: list[float] | None = None
+        self.doubt: str | None = None
+        """Why the loss need not be that of all data, where it is one of several batches."""
+        self.outputs_guessed = False
+        """Whether the outputs are only what the last modules before the loss returned."""
+        self.once_only: str | None = None
+        """An operation of the step that has no second derivative, once that is known."""
+        self._divisible: dict[int, tuple[Any, bool]] = {}
+        with undisturbed():
+            self.settle([partial(self.step, batch=batch) for batch in self.batches])
 
     @property
     def num_samples(self) -> int:
         """Samples in all batches."""
         return sum(self.sizes)
 
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What to say of the loss, once it was asked for."""
+        return () if self.doubt is None else (self.doubt,)
+
+    @property
+    def least(self) -> int:
+        """Fewest samples that :meth:`first` gives."""
+        batch, size = self.batches[0], self.sizes[0]
+        return 1 if self._is_divisible(batch, size) else size
+
     def evaluate(self, batch: Any) -> StepResult:
         """Run the step on one (cast) batch; the same value at every call."""
-        # a step may change its batch in place; bounds differentiate by it, so keep the graph
-        result = self.run(lambda shadow: self._step(shadow, map_tensors(batch, torch.clone)))
+        result = self.run(partial(self.step, batch=batch))
+        if not result.settled:
+            result = self.run(partial(self.step, batch=batch))
+        self.outputs_guessed |= is_guess(result.outputs)
         if result.loss.dtype != self.dtype:
             raise TypeError(
                 f"the loss came out in {result.loss.dtype} although all weights and data are "
@@ -73,11 +103,100 @@ class Subject(IsolatedModule):
             )
         return result
 
+    def first(self, samples: int) -> Subject:
+        """Return the same network on at most so many of the samples, without copying it again.
+
+        Of a batch that cannot be cut, all samples are taken, at least of the first.
+        """
+        batches: list[Any] = []
+        sizes: list[int] = []
+        for batch, size in zip(self.batches, self.sizes, strict=True):
+            left = samples - sum(sizes)
+            if 0 < left < size and self._is_divisible(batch, size):
+                batches.append(cut_batch(batch, left, size))
+                sizes.append(left)
+            elif left >= size or not batches:
+                batches.append(batch)
+                sizes.append(size)
+        few = self._on(batches, sizes)
+        few.total_samples = few.num_samples
+        return few
+
+    def one_by_one(self) -> Subject | None:
+        """Return the same network on the same samples, each a batch of its own.
+
+        ``None`` where some batch cannot be cut.
+        """
+        pairs = list(zip(self.batches, self.sizes, strict=True))
+        if not all(self._is_divisible(batch, size) for batch, size in pairs):
+            return None
+        batches = [slice_batch(x, i, i + 1, size) for x, size in pairs for i in range(size)]
+        return self._on(batches, [1] * len(batches))
+
+    def _on(self, batches: list[Any], sizes: list[int]) -> Subject:
+        """Return the same network on other data."""
+        other = copy.copy(self)
+        other.batches, other.sizes = batches, sizes
+        other._weights, other.doubt = None, None
+        return other
+
+    def _is_divisible(self, batch: Any, size: int) -> bool:
+        """Whether the beginning of a batch is a batch; tried once."""
+        if id(batch) not in self._divisible:
+            reason = self.why_whole(batch, size, (size + 1) // 2)
+            self._divisible[id(batch)] = batch, reason is None
+        return self._divisible[id(batch)][1]
+
+    def why_whole(self, batch: Any, size: int, samples: int) -> str | None:
+        """Say why the first samples of a batch are no batch of the same; ``None``: they are.
+
+        Asked in evaluation mode, where batch norm does not mix samples.
+        """
+
+        def run(shadow: nn.Module, batch: Any) -> StepResult:
+            set_mode(shadow, False)
+            return self.step(shadow, batch)
+
+        def evaluate(batch: Any) -> StepResult:
+            return self.run(partial(run, batch=batch))
+
+        return difference(evaluate, batch, cut_batch(batch, samples, size), (size, samples))
+
+    def in_precision(self, dtype: torch.dtype) -> Subject:
+        """Return a copy of the network, on the same data, in another precision."""
+        other = Subject(
+            self.shadow,
+            self.batches,
+            self._step,
+            total_samples=self.total_samples,
+            sizes=self.sizes,
+            dtype=dtype,
+            seed=self._seed,
+            trainer=self._trainer,
+        )
+        other._weights = self.weights  # which lower precisions do not tell
+        return other
+
+    def step(self, shadow: nn.Module, batch: Any) -> StepResult:
+        """Run the step on the copy, once and as it is; see :meth:`evaluate`."""
+        # a step may change its batch in place; bounds differentiate by it, so keep the graph
+        return self._step(shadow, map_tensors(batch, torch.clone))
+
+    @property
+    def weights(self) -> list[float]:
+        """With which the losses of the batches add up to that of all samples; found once."""
+        if self._weights is None:
+            share = self.num_samples / self.total_samples
+            found = batch_weights(self.evaluate, self.parameters, self.batches, self.sizes)
+            self._weights = [share * weight for weight in found.weights]
+            self.doubt = found.doubt
+        return self._weights
+
     def loss_function(self) -> LossFunction:
         """Return the mean loss over all batches as a function of the trainable parameters."""
         terms = [
-            LossTerm(size / self.total_samples, lambda batch=batch: self._evaluation(batch))  # type: ignore[misc]
-            for size, batch in zip(self.sizes, self.batches, strict=True)
+            LossTerm(weight, lambda batch=batch: self._evaluation(batch))  # type: ignore[misc]
+            for weight, batch in zip(self.weights, self.batches, strict=True)
         ]
         return LossFunction(self.parameters, terms)
 

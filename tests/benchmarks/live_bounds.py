@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from lightning_hessrank.api import batch_bound
 from lightning_hessrank.results import RankBound
-from tests.bounds.test_symmetries import Attention, Gated, Residual
-from tests.oracles import exact_parts
+from tests.nonlinear import Attention, Gated, Residual
+from tests.oracles import exact_ranks
 
 PARTS = ("total", "outer", "functional")
 ACTIVATIONS = (nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.GELU, nn.SiLU)
@@ -133,7 +133,7 @@ def results(count: int, first: int) -> Iterator[tuple[Case, RankBound, dict[str,
     for seed in range(first, first + count):
         one = case(seed)
         bound = batch_bound(one.model, one.loss, (one.x, one.y))
-        yield one, bound, exact_parts(one.model, one.loss, one.x, one.y)
+        yield one, bound, exact_ranks(one.model, one.x, one.loss, one.y)
 
 
 def main(count: int, first: int) -> None:

@@ -9,8 +9,8 @@ from torch import nn
 
 from lightning_hessrank.api import rank_bound
 from lightning_hessrank.results import BoundNotAvailableError
-from tests.bounds.test_symmetries import Attention, Gated
-from tests.oracles import exact_parts
+from tests.nonlinear import Attention, Gated
+from tests.oracles import exact_ranks
 
 NETWORKS = {
     "tanh": (lambda: nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)), (4,)),
@@ -36,7 +36,7 @@ def test_it_is_reached_at_random_weights_and_not_exceeded_in_training(
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     assert (bound.kind, bound.is_theorem, bound.num_samples) == ("generic", True, count)
     assert bound.reason.startswith("The network is analytic in its weights and inputs")
-    exact = exact_parts(model, F.mse_loss, x, y)
+    exact = exact_ranks(model, x, F.mse_loss, y)
     assert {part: getattr(bound, part) for part in exact} == exact
     optimiser = torch.optim.Adam(model.parameters(), 0.01)
     for _ in range(3):
@@ -44,7 +44,7 @@ def test_it_is_reached_at_random_weights_and_not_exceeded_in_training(
             optimiser.zero_grad()
             F.mse_loss(model(x), y).backward()
             optimiser.step()
-        exact = exact_parts(model, F.mse_loss, x, y)
+        exact = exact_ranks(model, x, F.mse_loss, y)
         assert all(getattr(bound, part) >= exact[part] for part in exact)
 
 
@@ -57,7 +57,7 @@ def test_auto_takes_it_where_there_is_no_surrogate() -> None:
 def test_softmax_cross_entropy_sees_an_output_less() -> None:
     model, x, y = Attention(), torch.randn(5, 4, 4), torch.randint(3, (5,))
     bound = rank_bound(model, x, loss="cross_entropy", kind="generic", data=x)
-    exact = exact_parts(model, F.cross_entropy, x, y)
+    exact = exact_ranks(model, x, F.cross_entropy, y)
     assert {part: getattr(bound, part) for part in exact} == exact
     assert bound.outputs == 2
 
@@ -66,7 +66,7 @@ def test_any_number_of_samples_is_more_than_there_are_parameters() -> None:
     model = NETWORKS["tanh"][0]()
     bound = rank_bound(model, torch.randn(1, 4), kind="generic")
     x, y = torch.randn(100, 4), torch.randn(100, 3)
-    assert bound.outer == exact_parts(model, F.mse_loss, x, y)["outer"]
+    assert bound.outer == exact_ranks(model, x, F.mse_loss, y)["outer"]
     assert bound.num_samples is None
 
 

@@ -233,12 +233,15 @@ def _(patch: pytest.MonkeyPatch, run: dict[str, Any]) -> None:
     "no known loss function",
     SCHEDULED,
     "the total rank only, without parts and bound: no known loss function was seen in the step, "
-    'so the output of the network is unknown; return {"loss": loss, "output": output} from '
-    "training_step or loss_fn, or use a loss of torch.nn.functional",
+    "nor results of modules through which all of the loss depends on the parameters, so the output "
+    'of the network is unknown; return {"loss": loss, "output": output} from training_step or '
+    "loss_fn, or use a loss of torch.nn.functional",
 )
 def _(patch: pytest.MonkeyPatch, run: dict[str, Any]) -> None:
     patch.setattr(bounds, "reference_bound", bounding.reference_bound)
-    run["monitor"]["loss_fn"] = lambda module, batch: module.net(batch[0]).pow(4).mean()
+    run["monitor"]["loss_fn"] = lambda module, batch: (
+        (batch[0] @ module.net.weight.T + module.net.bias).pow(4).mean()
+    )
 
 
 @fault(

@@ -9,30 +9,48 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SOURCES, TESTS = ROOT / "lightning_hessrank", ROOT / "tests"
 #: Folders of tests without one source, and why they have none.
-CROSSING = {"system": "what many sources do together", "benchmarks": "speed and memory"}
+CROSSING = {
+    "system": "what many sources do together",
+    "benchmarks": "speed and memory",
+    "paper": "the scripts of examples/paper",
+}
 #: Sources without a test file of their own, and where they are tested.
 ELSEWHERE = {
     # Steps on the way to a bound: only the bound has an oracle.
-    "bounds/model.py": "bounds/test_linear.py",
     "bounds/operations.py": "bounds/test_surrogate.py",
     "bounds/sampling.py": "system/test_sweep.py",
     "bounds/slices.py": "bounds/test_patch.py",
     "bounds/spans.py": "bounds/test_patch.py",
     "bounds/trace.py": "bounds/test_surrogate.py",
+    "bounds/columns.py": "bounds/test_batch.py",
+    "bounds/cuts.py": "bounds/test_symmetries.py",
+    "bounds/live.py": "bounds/test_batch.py",
+    "bounds/live_bound.py": "bounds/test_symmetries.py",
     # Steps on the way to a dense matrix, compared with `torch.func` there.
     "hessian/blocks.py": "hessian/test_samples.py",
+    "hessian/gram.py": "hessian/test_factor.py",
     "hessian/graph.py": "hessian/test_curvature.py",
     # One object seen in two files.
     "network/operator.py": "network/test_toeplitz.py",
-    "network/recorder.py": "network/test_layers.py",
-    "network/unfold.py": "network/test_layers.py",
     "estimators/core.py": "estimators/test_sketch.py",
+    "estimators/search.py": "estimators/test_lanczos.py",
     # Behind the door that they were made for.
-    "bounding.py": "subject/test_output.py",
     "cli/app.py": "cli/test_bound.py",
+    "cli/family.py": "cli/test_sweep.py",
+    "dashboard/figures/growth.py": "cli/test_sweep.py",
+    "dashboard/pages.py": "system/test_dashboard.py",
+    "dashboard/tab/assets.py": "dashboard/tab/test_plugin.py",
+    "cli/history.py": "cli/test_measure.py",
     "cli/offline.py": "cli/test_measure.py",
+    "monitor/bounds.py": "monitor/test_run.py",
     "estimators/registry.py": "system/test_extending.py",
     "monitor/log.py": "monitor/test_run.py",
+    "monitor/form.py": "monitor/test_checks.py",
+    "network/gate.py": "subject/test_returns.py",
+    "hessian/moving.py": "hessian/test_verify.py",
+    "subject/prefix.py": "subject/test_cutting.py",
+    "subject/protection.py": "subject/test_comparison.py",
+    "opening.py": "hessian/test_verify.py",
     "sums.py": "test_metrics.py",
 }
 

@@ -60,22 +60,18 @@ case(LAYERS, "transformer encoder", batch=sequences)(encoder)
 case(LAYERS, "embedding", batch=tokens)(
     lambda: network(nn.Embedding(4, 2), nn.Flatten(), nn.Linear(6, 3))
 )
+case(LAYERS, "embedding with `padding_idx`, held fixed", batch=tokens)(
+    lambda: network(nn.Embedding(4, 2, padding_idx=0), nn.Flatten(), nn.Linear(6, 3))
+)
 case(LAYERS, "embedding with sparse gradients", batch=tokens)(
     lambda: network(nn.Embedding(4, 2, sparse=True), nn.Flatten(), nn.Linear(6, 3))
 )
 
 
-def missing(operation: str) -> str:
-    return (
-        f"{REFUSED}: {operation} has no second derivative in PyTorch, so that the Hessian of this "
-        "step cannot be computed; replace it in the module, or pass loss_fn=... that avoids it"
-    )
-
-
-case(LAYERS, "`EmbeddingBag`", batch=tokens, outcome=missing("embedding_bag"))(
+case(LAYERS, "`EmbeddingBag`: products by differences", batch=tokens)(
     lambda: network(nn.EmbeddingBag(4, 2), nn.Linear(2, 3))
 )
-case(LAYERS, "`torch.cdist`", outcome=missing("cdist"))(
+case(LAYERS, "`torch.cdist`: products by differences")(
     lambda: network(nn.Linear(4, 3), Apply(lambda x: torch.cdist(x, x)[:, :3]))
 )
 for mode in ("eval", "train"):
@@ -97,15 +93,8 @@ case(LAYERS, "spectral norm, weight norm, orthogonal")(
 )
 case(
     LAYERS,
-    "spectral norm, module_mode='train'",
+    "spectral norm, module_mode='train': the vectors of its power iteration held fixed",
     monitor={"module_mode": "train"},
-    outcome=f"{REFUSED}: a Hessian-vector product disagrees with finite differences of the "
-    "gradient at every step size (relative error * at best), so the second derivatives of this "
-    "step are wrong and no rank is given; no custom autograd function was seen; look for "
-    "operations that replace a gradient (straight-through estimators, hooks on tensors) and for "
-    "state that the step computes from the weights without gradients (spectral norm in training "
-    "mode). Pass "
-    "loss_fn=... that avoids them",
 )(lambda: network(parametrizations.spectral_norm(nn.Linear(4, 3))))
 case(LAYERS, "lazy layers")(lambda: network(nn.LazyLinear(3), nn.Tanh(), nn.LazyLinear(3)))
 

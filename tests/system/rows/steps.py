@@ -27,18 +27,50 @@ class ReturnsDict(Module):
         return {"loss": self.loss(*batch), "more": 1}
 
 
-@case(
-    STEP,
-    "loss written by hand",
-    parts=False,
-    outcome="the total rank only, without parts and bound: no known loss function was seen in the "
-    "step, so the output of "
-    'the network is unknown; return {"loss": loss, "output": output} from training_step or '
-    "loss_fn, or use a loss of torch.nn.functional",
-)
+@case(STEP, "loss written by hand")
 class OwnLoss(Module):
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         return self.net(batch[0]).square().mean()
+
+
+@case(STEP, "loss written by hand, of two outputs, one computed from the other")
+class TwoOutputs(Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.decoder = torch.nn.Linear(3, 4)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        latent = self.net(batch[0])
+        return (self.decoder(latent) - batch[0]).pow(2).mean() + latent.pow(4).mean()
+
+
+@case(STEP, "a known loss called for logging only")
+class Logging(Module):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        output = self.net(batch[0])
+        self.log("size", torch.nn.functional.l1_loss(output, torch.zeros_like(output)))
+        return output.square().mean()
+
+
+@case(
+    STEP,
+    "loss written by hand, of parameters outside of modules",
+    parts=False,
+    outcome="the total rank only, without parts and bound: no known loss function was seen in the "
+    "step, nor results of modules through which all of the loss depends on the parameters, so the "
+    'output of the network is unknown; return {"loss": loss, "output": output} from training_step '
+    "or loss_fn, or use a loss of torch.nn.functional",
+)
+class FunctionalLoss(Module):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return (batch[0] @ self.net.weight.T + self.net.bias).square().mean()
+
+
+@case(STEP, "detached targets, held fixed")
+class Detached(Module):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        output, target = self.net(batch[0]), self.net(batch[0] + 0.1).detach()
+        return torch.nn.functional.mse_loss(output.tanh(), target)
 
 
 @case(STEP, "loss written by hand, output named")
@@ -53,6 +85,13 @@ PENALTY = (
     "loss function that was not recognised), to which no bound applies; the total rank includes "
     "it. Pass loss_fn=... to measure the data loss alone"
 )
+
+
+@case(STEP, "weight penalty written with a known loss", outcome=PENALTY)
+class KnownPenalty(Module):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        gram = self.net.weight @ self.net.weight.T
+        return self.loss(*batch) + torch.nn.functional.mse_loss(gram, torch.eye(3).to(gram))
 
 
 class Penalised(Module):
