@@ -130,7 +130,10 @@ def _ranks(
         per_sample = sum(loss.effective_outputs(f, size) for f in few)
         count = -(-p // max(1, per_sample)) + 1 if num_samples is None else num_samples
         shapes = [x.detach().new_zeros(count, *x.shape[1:]) for x in network.inputs]
-        outputs = network.forward(tuple(mixed(shapes)))
+        inputs = tuple(x.requires_grad_() for x in mixed(shapes))
+        outputs = network.forward(inputs)
+        if num_samples is None:
+            _check_separate(outputs, inputs)
         residuals = [loss.project(x) for x in mixed(outputs)]
         slopes = gradients(outputs, own, residuals, create_graph=True)
     unit = torch.eye(p, dtype=own[0].dtype, device=own[0].device)
@@ -167,6 +170,18 @@ def _flat(pieces: list[Tensor]) -> Tensor:
 
 def _sizes(own: list[Tensor]) -> list[int]:
     return [x.numel() for x in own]
+
+
+def _check_separate(outputs: tuple[Tensor, ...], inputs: tuple[Tensor, ...]) -> None:
+    """Check that the first sample's outputs depend on its own inputs only."""
+    count = len(inputs[0])
+    whole = all(f.numel() % count == 0 for f in outputs)
+    first = [f.reshape(count, -1)[0].sum() for f in outputs] if whole else outputs
+    if not whole or any(bool(x[1:].any()) for x in gradients(first, inputs)):
+        raise BoundNotAvailableError(
+            "the network's output for one sample depends on other samples of the batch, so "
+            "that there is no bound from its architecture alone; pass data=..."
+        )
 
 
 def _check_analytic(outputs: tuple[Tensor, ...]) -> None:

@@ -16,6 +16,7 @@ from lightning_hessrank.bounds.sampling import generic_ranks, generic_width, sha
 from lightning_hessrank.bounds.trace import INPUT, LayerUse
 from lightning_hessrank.network.function import Network
 from lightning_hessrank.network.losses import LossKind
+from lightning_hessrank.network.patience import OutOfTimeError
 from lightning_hessrank.results import (
     BoundKind,
     BoundNotAvailableError,
@@ -59,11 +60,14 @@ def linear_bound(
     try:
         model = linear_model(network, loss, data=data, input_rank=input_rank, seed=seed)
     except BoundNotAvailableError as error:
-        if theorem_only or kind not in {"auto", "generic"} or not network.inputs:
+        wanted = kind == "generic" or (kind == "auto" and data is not None and not theorem_only)
+        if not wanted or not network.inputs:
             raise
         try:  # without a surrogate, perhaps the network itself
             return analytic_bound(network, loss, num_samples=count, seed=seed)
-        except BoundNotAvailableError as further:
+        except OutOfTimeError:
+            raise
+        except Exception as further:  # the network is user code
             if kind == "auto":
                 raise error from None
             raise BoundNotAvailableError(f"{error}; and {further}") from error

@@ -70,6 +70,18 @@ def test_any_number_of_samples_is_more_than_there_are_parameters() -> None:
     assert bound.num_samples is None
 
 
+def test_without_data_samples_must_not_mix() -> None:
+    class Mixed(Attention):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            z = super().forward(x)
+            return z - z.tanh().mean(0)
+
+    x = torch.randn(3, 4, 4)
+    assert rank_bound(Mixed(), x, kind="generic", data=x).is_theorem
+    with pytest.raises(BoundNotAvailableError, match="depends on other samples"):
+        rank_bound(Mixed(), x, kind="generic")
+
+
 def test_what_is_not_analytic_is_said() -> None:
     class Switched(Attention):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
