@@ -73,14 +73,22 @@ def a_number(x: Tensor) -> Any:
     return x.item() if x.numel() == 1 else x.data.clone()
 
 
+KNOWN = pytest.mark.xfail(
+    strict=True, reason="values taken by .data of parameters and of results are not all held"
+)
+
+
 def subject_of(net: nn.Module, step: Callable[..., Any], batch: Any) -> Subject:
     return Subject(net, [batch], module_step(net, step))
 
 
 @pytest.mark.parametrize(
     ("kind", "keep"),
-    [(kind, keep) for kind in KINDS for keep in (Tensor.detach, without_gradient)]
-    + [(kind, a_number) for kind in KINDS if kind is not quantised],
+    [
+        pytest.param(kind, keep, marks=KNOWN if (kind, keep) == (quantised, a_number) else ())
+        for kind in KINDS
+        for keep in (Tensor.detach, without_gradient, a_number)
+    ],
 )
 @pytest.mark.usefixtures("double_precision")
 def test_what_is_detached_is_held(kind: Callable[..., Tensor], keep: Keep) -> None:
