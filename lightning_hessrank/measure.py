@@ -14,8 +14,8 @@ from lightning_hessrank.estimating import Ranks, estimates, planned
 from lightning_hessrank.estimators import choose_method, dense_parts, estimate_rank
 from lightning_hessrank.estimators.core import SketchCore
 from lightning_hessrank.hessian import Progress, SymmetricOperator
+from lightning_hessrank.hessian.differences import DifferenceCurvature
 from lightning_hessrank.hessian.memory import memory_limit
-from lightning_hessrank.hessian.parts import LossCurvature
 from lightning_hessrank.hessian.verify import SPLIT_TOLERANCE
 from lightning_hessrank.opening import (
     by_differences,
@@ -143,7 +143,7 @@ def measure(
             )
 
         whole = processes.count == 1 and len(wanted) == len(PARTS)
-        if method == "dense" and whole and isinstance(curvature, LossCurvature):
+        if method == "dense" and whole and not isinstance(curvature, DifferenceCurvature):
             found = dense_parts(operators, rtol=rtol, memory_limit=memory, progress=progress)
         else:
             found = {part: rank(operators[part], part, limits[part]) for part in wanted}
