@@ -180,33 +180,38 @@ class _Estimates:
             if error.partial is None:
                 raise
             estimate = error.partial
-        return self._headlined(estimate)
+        return headlined(estimate, self.rtol or self.plan.headline, self.notes)
 
-    def _headlined(self, estimate: RankEstimate) -> RankEstimate:
-        """Let the rank be the count at the tolerance of the run.
 
-        That is what was asked for, or the finest that the first estimate of the run resolved.
-        """
-        resolved = {**estimate.counts}
-        if not math.isnan(estimate.rank):
-            resolved[estimate.rtol] = estimate.rank
-        rtol = self.rtol or self.plan.headline or min(resolved, default=estimate.rtol)
-        if rtol == estimate.rtol and not math.isnan(estimate.rank):
-            return estimate
-        if rtol not in resolved:
-            low, high = estimate.range_at(rtol)
-            self.notes.append(
-                f"the count of the {estimate.part} Hessian at rtol={rtol:.3g} is not resolved "
-                f"within the budget (between {low:,} and {high:,} of {estimate.num_parameters:,});"
-                " a larger max_seconds or a larger rtol helps"
-            )
-        return replace(
-            estimate,
-            rank=resolved.get(rtol, math.nan),
-            std_error=estimate.count_errors.get(rtol, 0.0) if rtol in resolved else math.nan,
-            rtol=rtol,
-            tolerance=estimate.tolerance * rtol / estimate.rtol,
+def headlined(estimate: RankEstimate, rtol: float | None, notes: list[str]) -> RankEstimate:
+    """Let the rank be the count at the tolerance of the run.
+
+    Args:
+        estimate: what was found.
+        rtol: what was asked for, or settled by an earlier estimate of the run; ``None``: the finest
+            that this one resolves.
+        notes: where it is said that the count is not resolved, if it is not.
+    """
+    resolved = {**estimate.counts}
+    if not math.isnan(estimate.rank):
+        resolved[estimate.rtol] = estimate.rank
+    rtol = rtol or min(resolved, default=estimate.rtol)
+    if rtol == estimate.rtol and not math.isnan(estimate.rank):
+        return estimate
+    if rtol not in resolved:
+        low, high = estimate.range_at(rtol)
+        notes.append(
+            f"the count of the {estimate.part} Hessian at rtol={rtol:.3g} is not resolved "
+            f"within the budget (between {low:,} and {high:,} of {estimate.num_parameters:,});"
+            " a larger max_seconds or a larger rtol helps"
         )
+    return replace(
+        estimate,
+        rank=resolved.get(rtol, math.nan),
+        std_error=estimate.count_errors.get(rtol, 0.0) if rtol in resolved else math.nan,
+        rtol=rtol,
+        tolerance=estimate.tolerance * rtol / estimate.rtol,
+    )
 
 
 def _outer(
