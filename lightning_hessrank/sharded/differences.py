@@ -121,7 +121,7 @@ def resolve(live: LiveModule, *, seed: int = 0, verify: bool = True) -> Resoluti
         what = "loss" if not math.isfinite(loss) else "gradient of the loss"
         raise NonFiniteError(f"the {what} is not finite on the reference data")
     eps = torch.finfo(live.dtype).eps
-    longest = eps ** (1 / 3) * (live.norm or 1.0)
+    longest = RATIO * eps ** (1 / 3) * (live.norm or 1.0)
     steps = [longest / RATIO**i for i in range(RUNGS)]
     random = ShardProbes(live.rows, seed + 1).columns(0, 1)[:, 0]
     first = random / _norm(live, random)

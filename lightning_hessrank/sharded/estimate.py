@@ -29,7 +29,7 @@ from lightning_hessrank.sharded.shards import ShardProbes
 from lightning_hessrank.tolerance import COUNT_TOLERANCES
 
 #: A cut is told if it lies beyond the error of the products by this factor.
-TOLD = 10.0
+TOLD = 3.0
 #: Share of the budget that is planned for products; the rest is for orthogonalising, and a reserve.
 SHARE = 0.6
 #: Fewest products worth starting with: four blocks of four start vectors.

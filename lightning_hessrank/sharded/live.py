@@ -116,10 +116,8 @@ class LiveModule:
             finally:
                 self.units.rest()
                 self.put_back_shards()
-                for parameter, content in frozen:
-                    local_part(parameter.detach()).copy_(content)
-                for parameter, gradient in zip(parameters, gradients, strict=True):
-                    parameter.grad = gradient
+                self._put_back_frozen(frozen)
+                self._put_back_gradients(parameters, gradients)
                 self._origin, self._state = [], None
 
     def gradient(self, displacement: Tensor | None = None) -> tuple[Tensor, float]:
@@ -150,6 +148,16 @@ class LiveModule:
         """Write the parameters that training left, bit by bit."""
         for shard, content in zip(self.rows.shards, self._origin, strict=True):
             shard.local.copy_(content)
+
+    def _put_back_frozen(self, contents: Sequence[tuple[Tensor, Tensor]]) -> None:
+        for parameter, content in contents:
+            local_part(parameter.detach()).copy_(content)
+
+    def _put_back_gradients(
+        self, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]
+    ) -> None:
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
 
     def _displace(self, displacement: Tensor | None) -> None:
         self.units.rest()  # what is gathered next is what is written now
