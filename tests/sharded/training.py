@@ -27,7 +27,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader
 
 from lightning_hessrank import HessianRankMonitor
-from lightning_hessrank.sharded import live
+from lightning_hessrank.sharded import estimate, live
 from lightning_hessrank.sharded.live import LiveModule
 from tests.sharded.networks import MLP
 from tests.training import QUIET, dataset, memory_logger, snapshot
@@ -113,9 +113,15 @@ def _unprotected(*args: Any, **kwargs: Any) -> Iterator[None]:
 
 
 class _Forgetful(live.State):
+    """Puts back what the trainer is called by, and nothing else."""
+
     @contextmanager
     def rewound(self) -> Iterator[None]:
+        attributes = vars(owner["module"])
+        before = dict(attributes)
         yield
+        attributes.clear()
+        attributes.update(before)
 
 
 @contextmanager
@@ -181,7 +187,9 @@ def train(mode: str) -> dict[str, Any]:
     kind, _, detail = mode.partition("-")
     module = owner["module"] = Module(torch.float64 if kind == "exact" else torch.float32)
     options: dict[str, Any] = {"max_samples": 8, "max_seconds": None, "progress_bar": False}
-    options |= {"every_n_steps": 2} if kind != "dense" else {"method": "dense"}
+    options |= {"every_n_steps": 2, **({"method": "dense"} if kind == "dense" else {})}
+    # enough to disturb training, and to fail at; a whole spectrum takes longer
+    estimate.DEFAULT_PRODUCTS = 1200 if kind == "exact" else estimate.FEWEST
     monitors = [] if kind == "alone" else [HessianRankMonitor(**options)]
     findings = Findings()
     logger = memory_logger(pl)
