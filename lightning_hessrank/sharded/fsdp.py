@@ -111,12 +111,14 @@ class Units:
         try:
             yield
         except Exception:
-            entered = self._entered()
-            for group in self._order[len(entered) :] if self._order else self._groups:
-                if self._order or not any(group is x for x in entered):
-                    group.unshard()
-                    group.wait_for_unshard()
-                    group._to_sharded()
+            missing = list(self._order or self._groups)
+            for entered in self._entered():
+                if entered in missing:
+                    missing.remove(entered)
+            for group in missing:
+                group.unshard()
+                group.wait_for_unshard()
+                group._to_sharded()
             raise
         self._order = self._entered()
 

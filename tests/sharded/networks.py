@@ -115,4 +115,3 @@ def data(dtype: torch.dtype = torch.float64) -> list[tuple[Tensor, Tensor]]:
     labels = torch.randint(0, 3, (sum(SAMPLES),), generator=generator)
     shares = zip(inputs.to(dtype).split(SAMPLES), labels.split(SAMPLES), strict=True)
     return list(shares)
-

@@ -9,20 +9,23 @@ import os
 import pickle
 import subprocess
 import sys
-from contextlib import contextmanager
-from collections.abc import Iterator
+import time
+import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from lightning_hessrank.network.batches import list_tensors
 from lightning_hessrank.processes import ShardingProcesses
 from lightning_hessrank.sharded.estimate import sharded_ranks
-from lightning_hessrank.sharded.differences import DifferenceOperator, resolve
+from lightning_hessrank.sharded.differences import DifferenceOperator, product, resolve
 from lightning_hessrank.sharded.live import LiveModule
 from lightning_hessrank.sharded.shards import ShardProbes
 from lightning_hessrank.subject.step import Step, model_step
@@ -96,8 +99,6 @@ def measured(name: str) -> dict[str, Any]:
 
 def _as_parameters(live: LiveModule, vector: torch.Tensor) -> list[torch.Tensor]:
     """Put the pieces of a vector where the parameters are."""
-    from torch.distributed.tensor import DTensor
-
     found = []
     for shard_, piece in zip(live.rows.shards, live.rows.split(vector), strict=True):
         like: Any = shard_.parameter
@@ -114,10 +115,89 @@ def _as_parameters(live: LiveModule, vector: torch.Tensor) -> list[torch.Tensor]
     return found
 
 
+class Collectives(TorchDispatchMode):
+    """Counts what is exchanged: how often, and the bytes of what this process gives or gets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        name = str(func)
+        if name.startswith("c10d."):
+            kind = (
+                "gathers"
+                if "_allgather_base_" in name
+                else "reductions"
+                if "_reduce_scatter_base_" in name
+                else "others"
+            )
+            self.seen[kind] += 1
+            tensors = list_tensors(list(args))
+            self.seen[f"{kind} bytes"] += max(
+                (x.numel() * x.element_size() for x in tensors), default=0
+            )
+        return func(*args, **(kwargs or {}))
+
+
+def collectives() -> tuple[Counter[str], Counter[str]]:
+    """Of a step of training, and of a product."""
+    case = Sharded("plain")
+    inputs, labels = case.batch
+
+    def step() -> None:
+        F.cross_entropy(case.net(inputs), labels).backward()
+
+    step()
+    with Collectives() as training:
+        step()
+    live = case.live()
+    with live.borrowed():
+        vector = ShardProbes(live.rows, 0).columns(0, 1)
+        vector /= live.rows.norms(vector)
+        with Collectives() as measuring:
+            product(live, vector[:, 0], 1e-3)
+    return training.seen, measuring.seen
+
+
+def deadline() -> int:
+    """Products until the first process has run out of time, and the second has not."""
+    late = dist.get_rank() == 0
+    when = time.perf_counter() + (0.0 if late else 1e6)
+    return sharded_ranks(Sharded("plain").live(), deadline=when).total.num_products
+
+
+def unsynchronised() -> bool:
+    """Whether gradients are the same with a measurement between two micro-batches and without."""
+    found = []
+    for measures in (True, False):
+        case = Sharded("plain")
+        inputs, labels = case.batch
+        case.net.set_requires_gradient_sync(False)
+        F.cross_entropy(case.net(inputs), labels).backward()
+        if measures:
+            with (live := case.live()).borrowed():
+                live.gradient()
+        case.net.set_requires_gradient_sync(True)
+        F.cross_entropy(case.net(2 * inputs), labels).backward()
+        found.append([p.grad.to_local().clone() for p in case.net.parameters()])
+    return all(torch.equal(x, y) for x, y in zip(*found, strict=True))
+
+
+CASES: dict[str, Any] = {
+    "collectives": collectives,
+    "deadline": deadline,
+    "unsynchronised": unsynchronised,
+}
+
+
 def _main(rank: int, out: str, count: int, names: list[str]) -> None:
     torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
     dist.init_process_group("gloo", init_method=f"file://{out}.store", rank=rank, world_size=count)
-    found = {name: measured(name) for name in names}
+    found = {name: CASES[name]() if name in CASES else measured(name) for name in names}
     Path(f"{out}.{rank}").write_bytes(pickle.dumps(found))
     dist.destroy_process_group()
 

@@ -42,7 +42,9 @@ class Module(pl.LightningModule):
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
         torch.manual_seed(3)
-        self.net = nn.Sequential(MLP(), nn.BatchNorm1d(3), nn.Dropout(0.2), nn.Linear(3, 3)).to(dtype)
+        self.net = nn.Sequential(MLP(), nn.BatchNorm1d(3), nn.Dropout(0.2), nn.Linear(3, 3)).to(
+            dtype
+        )
         self.teacher = nn.Linear(4, 3).requires_grad_(False)
         self.accuracy = torchmetrics.classification.MulticlassAccuracy(3)
         self.register_buffer("calls", torch.zeros(1))

@@ -42,6 +42,9 @@ ELSEWHERE = {
     "monitor/bounds.py": "monitor/test_run.py",
     "estimators/registry.py": "system/test_extending.py",
     "monitor/log.py": "monitor/test_run.py",
+    # Seen in several processes together.
+    "sharded/fsdp.py": "sharded/test_live.py",
+    "monitor/sharding.py": "sharded/test_live.py",
     "opening.py": "hessian/test_verify.py",
     "sums.py": "test_metrics.py",
 }
