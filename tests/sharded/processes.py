@@ -24,8 +24,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_hessrank.network.batches import list_tensors
 from lightning_hessrank.processes import ShardingProcesses
-from lightning_hessrank.sharded.estimate import sharded_ranks
 from lightning_hessrank.sharded.differences import DifferenceOperator, product, resolve
+from lightning_hessrank.sharded.estimate import sharded_ranks
 from lightning_hessrank.sharded.live import LiveModule
 from lightning_hessrank.sharded.shards import ShardProbes
 from lightning_hessrank.subject.step import Step, model_step
@@ -99,20 +99,21 @@ def measured(name: str) -> dict[str, Any]:
 
 def _as_parameters(live: LiveModule, vector: torch.Tensor) -> list[torch.Tensor]:
     """Put the pieces of a vector where the parameters are."""
-    found = []
-    for shard_, piece in zip(live.rows.shards, live.rows.split(vector), strict=True):
-        like: Any = shard_.parameter
-        if isinstance(like, DTensor):
-            piece = DTensor.from_local(
-                piece,
-                like.device_mesh,
-                like.placements,
-                shape=like.shape,
-                stride=like.stride(),
-                run_check=False,
-            )
-        found.append(piece)
-    return found
+    pieces = zip(live.rows.shards, live.rows.split(vector), strict=True)
+    return [_like(each.parameter, piece) for each, piece in pieces]
+
+
+def _like(parameter: Any, piece: torch.Tensor) -> torch.Tensor:
+    if not isinstance(parameter, DTensor):
+        return piece
+    return DTensor.from_local(
+        piece,
+        parameter.device_mesh,
+        parameter.placements,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+        run_check=False,
+    )
 
 
 class Collectives(TorchDispatchMode):
