@@ -82,7 +82,10 @@ class Units:
             for name in _SETTINGS
             if hasattr(group, name)
         ]
-        sums = [(x, x.unsharded_accumulated_grad) for g in self._groups for x in g.fsdp_params]
+        parameters = [x for group in self._groups for x in group.fsdp_params]
+        sums = [(x, x.unsharded_accumulated_grad) for x in parameters]
+        gathered = [x._unsharded_param for x in parameters if hasattr(x, "_unsharded_param")]
+        gradients = [(x, x.grad) for x in gathered]  # not reduced yet, of the reduction's own type
         contexts = list({id(s._state_ctx): s._state_ctx for s in self._states}.values())
         last = [(context, context.is_last_backward) for context in contexts]
         try:
@@ -90,6 +93,8 @@ class Units:
                 setattr(group, name, _SETTINGS[name])
             for parameter, _ in sums:
                 parameter.unsharded_accumulated_grad = None
+            for tensor in gathered:
+                tensor.grad = None
             for context in contexts:
                 context.is_last_backward = True
             yield
@@ -98,6 +103,8 @@ class Units:
                 setattr(group, name, value)
             for parameter, value in sums:
                 parameter.unsharded_accumulated_grad = value
+            for tensor, gradient in gradients:
+                tensor.grad = gradient
             for context, flag in last:
                 context.is_last_backward = flag
 

@@ -15,7 +15,7 @@ from tests.sharded.processes import launch
 from tests.training import differences
 
 #: What is put back, each with a control that leaves it out.
-CONTROLS = ("shards", "state", "generators", "gradients", "frozen")
+CONTROLS = ("shards", "state", "generators", "logging", "gradients", "frozen")
 MODES = (
     *("alone", "plain", "alone-accumulated", "plain-accumulated"),
     *("failing-gradient", "failing-forward", "dense"),
