@@ -50,6 +50,9 @@ class HessianRankMonitor(Callback):
     a float64 copy of the module and leaves weights, buffers, optimisers, generators, metrics and
     flags of the run bitwise as they were.
 
+    A module that ``ModelParallelStrategy`` shards is measured as it stands, by differences of its
+    gradients in the precision that it trains in, by ``"lanczos"``, and put back bitwise, too.
+
     The quantity is the numerical rank of the Hessian of the mean loss over the *reference data*
     with respect to the trainable parameters, at the live weights: the number of eigenvalues beyond
     ``rtol * max|λ|``. Data, mode, method and tolerance are the same at every measurement of a run.

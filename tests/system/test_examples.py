@@ -153,6 +153,14 @@ def run(name: str, *arguments: str) -> str:
     return done.stdout
 
 
+def test_a_sharded_transformer_is_measured_by_both_processes() -> None:
+    printed = run("sharded", "--epochs", "1", "--seconds", "3")
+    for process in (0, 1):
+        assert f"process {process} holds 2404 of 4808 parameters" in printed
+    assert len(re.findall(r"eigenvalues beyond 0.1", printed)) == 2
+    assert len(scalars("sharded", "hessian-estimate/rank")) == 2
+
+
 def test_two_processes_measure_what_one_would() -> None:
     printed = run("ddp", "--epochs", "1")
     last = re.search(r"two processes: (\d+); one, on all data: (\d+)", printed)

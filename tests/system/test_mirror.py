@@ -47,6 +47,9 @@ ELSEWHERE = {
     "hessian/moving.py": "hessian/test_verify.py",
     "subject/prefix.py": "subject/test_cutting.py",
     "subject/protection.py": "subject/test_comparison.py",
+    # Seen in several processes together.
+    "sharded/fsdp.py": "sharded/test_live.py",
+    "monitor/sharding.py": "sharded/test_live.py",
     "opening.py": "hessian/test_verify.py",
     "sums.py": "test_metrics.py",
 }
