@@ -46,6 +46,8 @@ class Ranks:
     """Of each layer's diagonal block, where they were asked for."""
     loss: float = math.nan
     """Mean loss on the reference data."""
+    num_samples: int | None = None
+    """Samples behind them, of all processes."""
     unexplained: float = 0.0
     """Share of the Hessian that does not pass through the network's output."""
     plan: Plan | None = None
@@ -118,6 +120,7 @@ def estimates(
     progress: Progress | None,
     announce: Callable[[str], None] | None,
     deadline: float | None,
+    notes: list[str],
 ) -> Ranks:
     """Measure what a plan asks for, the outer part exactly where it has a small matrix.
 
@@ -129,12 +132,13 @@ def estimates(
     """
     began = time.perf_counter()
     left = math.inf if deadline is None else deadline - began
-    subject = subject if plan.num_samples is None else subject.first(plan.num_samples)
+    if plan.num_samples is not None:
+        subject = _first(subject, plan.num_samples, processes)
 
     def due(part: Part) -> float:
         return began + DUE[part] * left
 
-    few = subject.first(PROBE_SAMPLES)
+    few = _first(subject, PROBE_SAMPLES, processes)
     with opened(
         few, processes, verify=verify, seed=seed, differences=True, announce=announce
     ) as curvature:
@@ -142,7 +146,6 @@ def estimates(
     subject.once_only = few.once_only
     wanted = tuple(parts or (PARTS if known else PARTS[:1]))
     found: dict[Part, RankEstimate] = {}
-    notes: list[str] = []
     with opened(subject, processes, verify=False, seed=seed, differences=True) as curvature:
         loss = sum(processes.gather(curvature.loss))
         resolution = resolution_of(curvature, processes)
@@ -168,7 +171,16 @@ def estimates(
     total = ordered.get("total")
     if plan.headline is None and total is not None and not math.isnan(total.rank):
         plan = replace(plan, headline=total.rtol)
-    return Ranks(ordered, {}, loss, unexplained, plan, (*subject.doubts, *notes))
+    return Ranks(
+        ordered, {}, loss, subject.total_samples, unexplained, plan, (*subject.doubts, *notes)
+    )
+
+
+def _first(subject: Subject, samples: int, processes: Processes) -> Subject:
+    """So many of the samples on each process; the mean is over those of all."""
+    few = subject.first(samples)
+    few.total_samples = sum(processes.gather(few.num_samples))
+    return few
 
 
 @dataclass(frozen=True)

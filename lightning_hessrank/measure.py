@@ -14,8 +14,8 @@ from lightning_hessrank.estimating import Ranks, estimates, planned
 from lightning_hessrank.estimators import choose_method, dense_parts, estimate_rank
 from lightning_hessrank.estimators.core import SketchCore
 from lightning_hessrank.hessian import Progress, SymmetricOperator
-from lightning_hessrank.hessian.differences import DifferenceCurvature
 from lightning_hessrank.hessian.memory import memory_limit
+from lightning_hessrank.hessian.parts import LossCurvature
 from lightning_hessrank.hessian.verify import SPLIT_TOLERANCE
 from lightning_hessrank.opening import (
     by_differences,
@@ -28,6 +28,11 @@ from lightning_hessrank.opening import (
 from lightning_hessrank.processes import Processes
 from lightning_hessrank.results import PARTS, Method, NonFiniteError, Part, RankBound, RankEstimate
 from lightning_hessrank.subject.subject import Subject
+
+WITHOUT_LAYERS = (
+    "the ranks of layers are left out: where the Hessian is estimated, each layer would take as "
+    "long again; pass max_seconds=None, or a method, to have them"
+)
 
 Layers = Mapping[str, Sequence[str]]
 """Names of the parameters of each layer."""
@@ -100,6 +105,7 @@ def measure(
             progress=progress,
             announce=announce,
             deadline=deadline,
+            notes=[WITHOUT_LAYERS] if layers else [],
         )
     method = method if plan is None else plan.method
     with opened(
@@ -137,7 +143,7 @@ def measure(
             )
 
         whole = processes.count == 1 and len(wanted) == len(PARTS)
-        if method == "dense" and whole and not isinstance(curvature, DifferenceCurvature):
+        if method == "dense" and whole and isinstance(curvature, LossCurvature):
             found = dense_parts(operators, rtol=rtol, memory_limit=memory, progress=progress)
         else:
             found = {part: rank(operators[part], part, limits[part]) for part in wanted}
@@ -149,7 +155,7 @@ def measure(
             found = {part: by_differences(x, resolution) for part, x in found.items()}
             blocks = {name: by_differences(x, resolution) for name, x in blocks.items()}
         loss = sum(processes.gather(curvature.loss))
-        return Ranks(found, blocks, loss, unexplained, plan, subject.doubts)
+        return Ranks(found, blocks, loss, subject.total_samples, unexplained, plan, subject.doubts)
 
 
 def hessian_matrix(

@@ -9,6 +9,7 @@ import typer
 from lightning_hessrank import __version__
 from lightning_hessrank.cli.bound import bound
 from lightning_hessrank.cli.measure import measure
+from lightning_hessrank.cli.report import report
 from lightning_hessrank.cli.sweep import sweep
 from lightning_hessrank.cli.toeplitz import toeplitz
 
@@ -43,5 +44,6 @@ def main(
 
 app.command(short_help="The bound on the rank that an architecture implies.")(bound)
 app.command(short_help="The rank at every checkpoint of a run.")(measure)
+app.command(short_help="Runs as one HTML page to hand on.")(report)
 app.command(short_help="Rank, bound and √p over a family of networks.")(sweep)
 app.command(short_help="The Toeplitz matrix of a layer.")(toeplitz)

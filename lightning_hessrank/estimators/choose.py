@@ -204,10 +204,10 @@ def _common(request: Request) -> _Common:
 
 
 def seconds_per_product(operator: SymmetricOperator) -> float:
-    """Wall time of one product in a block of the operator's size, measured on ones.
+    """Wall time of one product in a block of the operator's size.
 
-    (An operator may pass over zeros.) The best of several, while they are short: what else runs on
-    the machine only adds to it.
+    On ones, since an operator may pass over zeros. The best of several, while they are short: what
+    else runs on the machine only adds to it.
     """
     k = min(operator.block_size, operator.dim)
     vectors = torch.ones(operator.dim, k, dtype=operator.dtype, device=operator.device)

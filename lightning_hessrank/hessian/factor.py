@@ -61,3 +61,36 @@ def outer_factor(
         if id(layer.bias) in place:
             blocks[place[id(layer.bias)]] += delta.sum(4).flatten(2).flatten(0, 1)
     return torch.cat(blocks, dim=1)
+
+
+def outer_pairs(
+    graph: Graph, uses: Sequence[RecordedUse], index: int
+) -> tuple[Tensor, Tensor] | None:
+    """Return what the rows of ``G`` for one weight are products of, however large the weight is.
+
+    Where a fully connected layer multiplies it with one vector ``a_n`` a sample, row ``(j, n)`` is
+    ``δ_jn ⊗ a_n``, and ``GGᵀ = (δδᵀ) ∘ (aaᵀ)`` needs no rows.
+
+    Args:
+        graph: of one evaluation.
+        uses: what a :class:`~lightning_hessrank.network.recorder.LayerRecorder` saw during it.
+        index: number of the weight.
+
+    Returns:
+        ``δ``, shape ``(N * rank(∇²ℓ_n), m)``, and ``a``, as many rows; ``None`` if the weight is
+        used in another way.
+    """
+    weight = graph.parameters[index]
+    root = None if outputs_per_sample(graph) is None else root_of_loss(graph)
+    used = [x for x in uses if x.layer.weight is weight]
+    if root is None or bool((root.signs < 0).any()) or len(used) != 1:
+        return None
+    layer = used[0].layer
+    if not layer.has_samples or used[0].output.shape[0] != root.signs.shape[1]:
+        return None
+    patches = layer.patches()  # (n, g, c, s)
+    if patches.shape[1] != 1 or patches.shape[3] != 1:
+        return None
+    delta = layer.signals(graph.pull_back([root.vectors], [used[0].output])[0])
+    inputs = patches[:, 0, :, 0].expand(len(delta), -1, -1)
+    return delta[:, :, 0, :, 0].flatten(0, 1), inputs.flatten(0, 1)

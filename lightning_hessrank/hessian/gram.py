@@ -5,7 +5,8 @@
 It is found in the first of these ways that is possible:
 
 1. from the layers' signals and patches (:mod:`lightning_hessrank.hessian.factor`), ``K'`` passes,
-   where these own all parameters and samples do not interact;
+   where these own all parameters and samples do not interact; no row of a weight that is too large
+   for memory is formed;
 2. row by row: ``N K'`` gradients, for any module, where ``G`` fits into memory;
 3. column by column, ``G(Gᵀ e)``: about twice the time, and no memory but for the result.
 
@@ -109,6 +110,8 @@ class Factor:
         total = vectors.new_zeros(vectors.shape[1], self.columns)
         parts = vectors.T.split(self._counts, dim=1)
         for (scale, graph, root), part in zip(self._terms(), parts, strict=True):
+            if not bool(part.any()):  # most terms, where each holds a single sample
+                continue
             coefficients = part.reshape(len(part), *root.shape[:2])
             cotangents = torch.einsum("kjn,jnm->knm", coefficients, root)
             shape = graph.outputs[0].shape
@@ -176,12 +179,34 @@ def outer_factor(curvature: Curvature, indices: Sequence[int]) -> Tensor | None:
     return torch.cat(factors)
 
 
+def outer_pairs(curvature: Curvature, index: int) -> tuple[Tensor, Tensor] | None:
+    """Return the pairs of :func:`.factor.outer_pairs` of all terms, unchecked."""
+    found = []
+    for term in curvature.terms:
+        recorder = LayerRecorder(curvature.named)
+        graph = curvature.evaluate(term, recorder)
+        name = curvature.names[index]
+        if not recorder.has_all_uses_of([name], {id(curvature.named[name])}):
+            return None
+        pairs = factor.outer_pairs(graph, recorder.uses, index)
+        if pairs is None:
+            return None
+        found.append((pairs[0] * math.sqrt(term.weight), pairs[1]))
+    signals, inputs = zip(*found, strict=True)
+    return torch.cat(signals), torch.cat(inputs)
+
+
 def _from_layers(found: Factor) -> Tensor | None:
     gram = found.curvature.parameters[0].new_zeros(found.rows, found.rows, dtype=torch.float64)
     for group in found.groups():
         each = sum(found.curvature.sizes[i] for i in group) * found.curvature.dtype.itemsize
         if 2 * found.rows * each > found.curvature.max_bytes // 2:  # a single large weight
-            return None
+            pairs = outer_pairs(found.curvature, group[0])
+            if pairs is None or len(pairs[0]) != found.rows:
+                return None
+            signals, inputs = (x.to(torch.float64) for x in pairs)
+            gram.addcmul_(signals @ signals.T, inputs @ inputs.T)
+            continue
         some = outer_factor(found.curvature, group)
         if some is None or len(some) != found.rows:
             return None

@@ -3,6 +3,7 @@
 A function mode sees every function of PyTorch that is called. The one entered last sees a call
 first, and what it makes of it goes on to the one entered before. From the first to the last:
 
+* ``PATIENCE``, ``Within``: only looks at the clock, so it is around all others.
 * ``HOLD``, ``HeldValues``: last before PyTorch, since it holds the results of what is really
   computed.
 * ``REWRITE``, ``CheaperDerivatives``: all others see the operations of the network itself, and no
@@ -43,13 +44,14 @@ Mode = TypeVar("Mode", bound="OrderedMode")
 class Place(IntEnum):
     """Places in the stack, in the order of entering: the last one sees a call first."""
 
-    HOLD = 0
-    REWRITE = 1
-    READ = 2
-    PROTECT = 3
-    EXCHANGE = 4
-    PRECISION = 5
-    OUTPUT = 6
+    PATIENCE = 0
+    HOLD = 1
+    REWRITE = 2
+    READ = 3
+    PROTECT = 4
+    EXCHANGE = 5
+    PRECISION = 6
+    OUTPUT = 7
 
 
 class OrderedMode(TorchFunctionMode):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightning_hessrank.hessian import LossCurvature
-from lightning_hessrank.hessian.gram import outer_factor
+from lightning_hessrank.hessian.gram import outer_factor, outer_pairs
 from tests.networks import CASES, Problem
 
 
@@ -122,6 +122,23 @@ def assert_spectrum(problem: Problem, room: int | None = None) -> None:
     torch.testing.assert_close(found, outer[-len(gram) :], rtol=0, atol=1e-13 * scale)
     assert float(outer[: -len(gram)].abs().max()) < 1e-13 * scale
     assert not calls or calls[-1] == (len(gram), len(gram))
+
+
+def test_no_row_of_a_weight_that_is_too_large_for_memory_is_formed() -> None:
+    problem = Problem("mlp", sizes=(2, 3))
+    whole, small = LossCurvature(problem.function()), LossCurvature(problem.function(), max_bytes=1)
+    factor = outer_factor(whole, all_of(whole))
+    assert factor is not None
+    grams = []
+    for index, weight in enumerate(small.parameters):
+        columns = factor[:, : weight.numel()]
+        factor = factor[:, weight.numel() :]
+        pairs = outer_pairs(small, index)
+        assert (pairs is not None) is (weight.ndim == 2)
+        if pairs is not None:
+            grams.append((pairs[0] @ pairs[0].T) * (pairs[1] @ pairs[1].T))
+            torch.testing.assert_close(grams[-1], columns @ columns.T, rtol=0, atol=1e-14)
+    assert len(grams) >= 2
 
 
 def test_which_cases_have_a_factor_from_layers() -> None:
