@@ -61,7 +61,8 @@ def hessian_rank(
             their numbers of samples.
         part: ``"total"``, ``"outer"`` (outer-product Hessian = generalised Gauss–Newton) or
             ``"functional"`` (their difference, differentiated directly).
-        method: ``"dense"``, ``"sketch"``, ``"lanczos"``, or ``"auto"``: by cost and memory.
+        method: ``"dense"``, ``"sketch"``, ``"lanczos"``, or ``"auto"``: by cost and memory, with a
+            warning where that means an estimate.
         rtol: relative tolerance in [0, 1) of the count, times ``max|λ|``; ``None``: machine
             precision ``p * eps`` (dense, sketch) or 1e-3 (lanczos).
         max_rank: a known upper bound on the rank, which makes the sketch cheap. One that is too
@@ -89,10 +90,12 @@ def hessian_rank(
     _check_numbers(max_rank, seed, dtype)
     if rtol is not None:
         check_rtol(rtol)
+    reasons: list[str] = []
     with _subject(model, loss_fn, data, dtype=dtype, seed=seed) as subject:
         try:
             ranks = measure(
                 subject,
+                announce=reasons.append,
                 parts=(part,),
                 method=method,
                 rtol=rtol,
@@ -103,7 +106,16 @@ def hessian_rank(
         except NonFiniteError as error:
             warnings.warn(f"rank is nan: {error}", RuntimeWarning, stacklevel=3)
             return nan_estimate(subject.num_parameters, part=part, method=method, rtol=rtol)
-        return ranks.parts[part]
+        found = ranks.parts[part]
+        if method == "auto" and found.method == "lanczos":
+            warnings.warn(
+                f"this rank is an estimate, beyond {found.rtol:.2g} max|λ|: method='auto' has "
+                f"chosen {' '.join(reasons)}. Name the method: 'lanczos' for estimates without "
+                "this warning, 'dense' or 'sketch' for an exact rank, however long it takes",
+                UserWarning,
+                stacklevel=2,
+            )
+        return found
 
 
 def rank_bound(

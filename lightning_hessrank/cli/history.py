@@ -43,6 +43,7 @@ _MEANING: Cells = {
     "mode": lambda x: str(x.get("module_mode", "")),
     "parameters": lambda x: str(x["num_parameters"]),
     "bound is a": lambda x: validity(x["bound_is_theorem"]) if "bound" in x else "",
+    "limited by": lambda x: str(x.get("limited_by", "")),
 }
 
 

@@ -19,6 +19,8 @@ from lightning_hessrank.monitor.log import logger
 from lightning_hessrank.monitor.place import Place
 from lightning_hessrank.monitor.run import Run
 from lightning_hessrank.monitor.settings import Settings
+from lightning_hessrank.monitor.verdict import verdict, where_to_look
+from lightning_hessrank.monitor.watched import stand_ins, watched_names
 from lightning_hessrank.processes import Processes
 from lightning_hessrank.results import Measurement, Method
 from lightning_hessrank.subject.step import LossFn
@@ -227,8 +229,22 @@ class HessianRankMonitor(Callback):
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Measure the trained network, unless that has just been done."""
         self._measure(trainer, pl_module)
-        self._run.failures.summarise()
+        self._sum_up(trainer)
         self._run.series.clock.stop()
+
+    def _sum_up(self, trainer: Any) -> None:
+        """Say in one line what the run showed, and where to look."""
+        failures, series = self._run.failures, self._run.series
+        failures.summarise()
+        if not trainer.is_global_zero:
+            return
+        said = verdict(
+            self.history,
+            name=self.settings.name,
+            skipped=series.skipped,
+            failed=failures.failed["measurements"],
+        )
+        logger.info("%s. %s", said, where_to_look(trainer, self.state_key))
 
     # -- one measurement -----------------------------------------------------------------------
 
@@ -248,9 +264,20 @@ class HessianRankMonitor(Callback):
                 series.add(measurement)
         else:
             series.skipped += 1
+            self._say_that_the_budget_is_spent(step)
         series.last_step = step
         with failures.handled("what was measured could not be logged", among="attempts to log"):
             self._log(trainer, measurement)
+
+    def _say_that_the_budget_is_spent(self, step: int) -> None:
+        if self._run.series.skipped == 1 and not self._run.failures.silent:
+            logger.info(
+                "%s: the measurement at step %d is skipped: with it, measuring would take more "
+                "than max_overhead=%g of the time; later ones are made as training catches up",
+                self.settings.name,
+                step,
+                self.settings.max_overhead,
+            )
 
     def _log(self, trainer: Any, measurement: Measurement | None) -> None:
         """Log a measurement, or that there was none."""
@@ -263,12 +290,27 @@ class HessianRankMonitor(Callback):
             return
         values = scalars(measurement, name)
         # an old value must not pass for one of these weights
-        self._publish(trainer, {**dict.fromkeys(self._published, math.nan), **values})
+        fresh = {**dict.fromkeys(self._published, math.nan), **values}
+        self._publish(trainer, fresh | self._for_watchers(trainer, measurement, values))
         if self.settings.prog_bar:
             tag = rank_tag(measurement.total, name)
             trainer.progress_bar_metrics[tag] = float(measurement.total.rank)
         if trainer.is_global_zero:
             self.dashboard.write(trainer.loggers, measurement, self.history, step)
+
+    def _for_watchers(
+        self, trainer: Any, measurement: Measurement, values: dict[str, float]
+    ) -> dict[str, float]:
+        """Serve callbacks that monitor a name which this method does not log; say so once."""
+        watched, name = watched_names(trainer.callbacks), self.settings.name
+        found = stand_ins(measurement, values, watched, name)
+        for tag in found:
+            self._run.failures.warn_once(
+                f"{watched[tag]} monitors '{tag}', which method='{measurement.total.method}' does "
+                f"not log; it is given '{rank_tag(measurement.total, name)}' and the like instead. "
+                "Name the method (method='dense'), or monitor the other name"
+            )
+        return found
 
     def _publish(self, trainer: Any, values: dict[str, float]) -> None:
         """Let other callbacks monitor these values."""

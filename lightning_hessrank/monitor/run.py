@@ -38,7 +38,7 @@ class Run:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self.series = Series(settings.meaning)
+        self.series = Series(settings.meaning, settings.asked)
         self.failures = Failures(settings.on_error)
         self.processes = Processes()
         self._bounds = Bounds(self.series, self.failures)

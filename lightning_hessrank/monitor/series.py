@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from lightning_hessrank.monitor.clock import Clock
+from lightning_hessrank.monitor.limits import limited_by
 from lightning_hessrank.monitor.reference import ReferenceData
 from lightning_hessrank.processes import Processes
 from lightning_hessrank.results import Measurement, RankBound
@@ -15,10 +17,12 @@ class Series:
 
     Args:
         meaning: arguments that change what a rank means; those of the first run hold on resume.
+        asked: further arguments, which a checkpoint keeps for whoever measures the run again.
     """
 
-    def __init__(self, meaning: dict[str, Any]) -> None:
+    def __init__(self, meaning: dict[str, Any], asked: Mapping[str, Any] | None = None) -> None:
         self.meaning = meaning
+        self._asked = dict(asked or {})
         self.history: list[dict[str, Any]] = []
         self.reference: ReferenceData | None = None
         self.bound: RankBound | None = None
@@ -35,12 +39,15 @@ class Series:
     def record(self, measurement: Measurement) -> dict[str, Any]:
         """Return what the history is to hold of a measurement, with the data and mode behind it."""
         assert self.reference is not None
-        return {
+        num_samples = self.reference.num_samples
+        record = {
             **measurement.record(),
-            "num_samples": self.reference.num_samples,
+            "num_samples": num_samples,
             "module_mode": self.meaning["module_mode"],
             "reference": self.reference.fingerprint[:16],
         }
+        limit = limited_by(measurement, num_samples)
+        return record if limit is None else {**record, "limited_by": limit}
 
     def add(self, measurement: Measurement) -> None:
         """Remember a measurement."""
@@ -67,6 +74,7 @@ class Series:
             reference = self.reference.state_dict()
         return {
             "meaning": dict(self.meaning),
+            "asked": dict(self._asked),
             "history": [dict(record) for record in self.history],
             "reference": reference,
             "bound": None if self.bound is None else self.bound.to_dict(),
@@ -93,3 +101,20 @@ class Series:
         self.skipped = state["skipped"]
         self.clock.load_state_dict(state["clock"])
         return changed
+
+    def begin_like(self, state: Mapping[str, Any], *, same_data: bool) -> None:
+        """Begin anew, to measure what another run did.
+
+        Args:
+            state: of the other run's series.
+            same_data: take up its reference data, and with them its bound.
+        """
+        fresh: dict[str, Any] = {
+            "meaning": self.meaning,
+            "history": [],
+            "skipped": 0,
+            "clock": Clock().state_dict(),
+        }
+        if not same_data:
+            fresh |= {"reference": {}, "bound": None, "bound_sought": False}
+        self.load_state_dict({**state, **fresh})

@@ -78,6 +78,17 @@ class Settings:
         """What the numbers of a run depend on, and must not change within it."""
         return {"method": self.method, "rtol": self.rtol, "module_mode": self.module_mode}
 
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What else it takes to measure the same: kept with a checkpoint, builtin types only."""
+        name = None
+        if self.loss_fn is not None:
+            kind = type(self.loss_fn)
+            name = f"{getattr(self.loss_fn, '__module__', kind.__module__)}:" + getattr(
+                self.loss_fn, "__qualname__", kind.__qualname__
+            )
+        return {"loss_fn": name, "layers": self.layers, "seed": self.seed}
+
 
 def _check_data(data: object) -> None:
     """Refuse what cannot be a batch; the rest is up to the module's own transfer hooks."""

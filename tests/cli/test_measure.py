@@ -209,7 +209,7 @@ def test_table_says_how_and_on_what_every_rank_was_found(
     blocks = hessrank(*COMMAND).stdout.split("\n\n")
     assert blocks[1] == (
         f"method dense, tolerance {p * eps:.2g} max|λ|, samples 16, mode eval, parameters {p}, "
-        "bound is a reference line"
+        "bound is a reference line, limited by the number of parameters"
     )
     arguments = ("--method", "lanczos", "--mode", "train", "--max-samples", "9")
     table, facts, _ = hessrank(*COMMAND, *arguments, "--output", "other").stdout.split("\n\n")
