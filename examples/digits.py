@@ -140,7 +140,7 @@ def main(argv: list[str] | None = None) -> None:
 
     pl.seed_everything(args.seed)
     model, data = Classifier(args.model, args.activation), Digits()
-    monitor, validations = HessianRankMonitor(), Validations()
+    monitor, validations = HessianRankMonitor(method="dense"), Validations()
     logger = TensorBoardLogger(args.logdir, name=f"digits-{args.model}-{args.activation}")
     trainer = pl.Trainer(
         max_epochs=args.epochs,

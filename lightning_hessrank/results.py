@@ -7,7 +7,7 @@ Data only: results know no figures. Whoever can draw one registers with :func:`f
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import singledispatch
 from typing import TYPE_CHECKING, Any, Literal
@@ -353,14 +353,40 @@ def format_bound(bound: RankBound) -> str:
     layers = [(x.name, f"{x.num_parameters:,}", f"{x.functional:,}") for x in bound.layers]
     sums = [("outer-product", bound.outer), ("functional", bound.functional)]
     sums += [("total", bound.total), ("parameters", bound.num_parameters)]
-    totals = Table((), [(name, f"{value:,}") for name, value in sums if value is not None])
+    sums = [(name, value) for name, value in sums if value is not None]
+    totals = Table((), [(name, f"{value:,}") for name, value in sums]).plain(widths=(13, 11))
+    capped = [
+        f"{line}  {why}".rstrip()
+        for line, why in zip(totals.split("\n"), _caps(bound, dict(sums)), strict=True)
+    ]
     return "\n".join(
         [
             *(title, holds_for(bound), ""),
             Table(("layer", "parameters", per_layer), layers).plain(ruled=True),
-            *(totals.plain(widths=(13, 11)), "", bound.reason),
+            *(*capped, "", bound.reason),
         ]
     )
+
+
+def _caps(bound: RankBound, sums: Mapping[str, int]) -> Iterator[str]:
+    """Say of each sum of a bound which cap it stands at, if it is one that has a name."""
+    parts = (bound.outer or 0) + (bound.functional or 0)
+    data = None
+    if bound.num_samples is not None and bound.outputs is not None:
+        data = bound.num_samples * bound.outputs
+    for name, value in sums.items():
+        if name == "parameters":
+            yield ""
+        elif value == bound.num_parameters:
+            yield "all parameters: no cap"
+        elif name == "outer-product" and value == data:
+            yield f"the data: {bound.num_samples:,} samples × {bound.outputs:,} outputs"
+        elif name == "total" and value == parts:
+            yield "outer-product + functional"
+        elif name == "total" and value < max(bound.outer or 0, bound.functional or 0):
+            yield "bounded as a whole, below the bounds of its parts"
+        else:
+            yield ""
 
 
 def holds_for(bound: RankBound) -> str:

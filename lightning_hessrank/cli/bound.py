@@ -56,7 +56,7 @@ def bound(
             parser=parse_spec,
             metavar="DATA",
             show_default=False,
-            help="Bound the rank on these data, named as for `hessrank measure`. Default: any data.",
+            help="Data that the bound is to hold for, named as for `hessrank measure`. Default: any.",
         ),
     ] = None,
     max_samples: Annotated[

@@ -1,8 +1,9 @@
 """What other callbacks watch: a name that the method does not log is served all the same.
 
 ``EarlyStopping("hessian/rank")`` ends the run with an error if there is no such metric, and there
-is none where ``method="auto"`` has come to estimates, which have names of their own. Whoever watches
-one name is given the rank as it could be found, and told so. In logs, estimates keep their names.
+is none where ``method="auto"`` has come to estimates, which have names of their own. Whoever
+watches one name is given the rank as it could be found, and told so. In logs, estimates keep their
+names.
 """
 
 from __future__ import annotations
