@@ -5,9 +5,9 @@
 
 A residual network with batch norm. The stochastic method (Lanczos) counts the eigenvalues beyond a
 tolerance: exactly as far as they have converged, with a standard error for the rest. These counts
-have names of their own, ``hessian-estimate/…``, since they are no exact ranks. ``max_overhead`` lets
-measuring take no more than its share of the time, and leaves out the measurements that would; how
-many are left then depends on the machine.
+have names of their own, ``hessian-estimate/…``, since they are no exact ranks. ``max_overhead``
+lets measuring take no more than its share of the time, and leaves out the measurements that would;
+how many are left then depends on the machine.
 """
 
 from __future__ import annotations
@@ -72,9 +72,7 @@ class ResNet(pl.LightningModule):
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--epochs", type=int, default=80)
-    parser.add_argument(
-        "--every", type=int, default=10, help="epochs from one measurement to the next"
-    )
+    parser.add_argument("--every", type=int, default=10, help="epochs between measurements")
     parser.add_argument("--width", type=int, default=4)
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--max-overhead", type=float, help="share of the time, in (0, 1)")

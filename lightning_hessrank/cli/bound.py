@@ -56,7 +56,7 @@ def bound(
             parser=parse_spec,
             metavar="DATA",
             show_default=False,
-            help="Data that the bound is to hold for, named as for `hessrank measure`. Default: any.",
+            help="Data that the bound holds for, named as for `hessrank measure`. Default: any.",
         ),
     ] = None,
     max_samples: Annotated[

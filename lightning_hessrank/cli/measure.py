@@ -114,6 +114,10 @@ def measure(
             help="Also the rank of each layer's diagonal block. Default: as the run.",
         ),
     ] = None,
+    eigenvalues: Annotated[
+        bool,
+        typer.Option("--eigenvalues", help="Also save them in the folder eigenvalues (dense)."),
+    ] = False,
     mode: Annotated[
         Mode | None,
         typer.Option(show_default=False, help="Of dropout and batch norm. Default: the run's."),
@@ -169,17 +173,17 @@ def measure(
         "data": data.text if data else f"the run's own {own.fingerprint if own else ''}",
         "loss_fn": loss_fn.text if loss_fn else None,
     }
+    folder = output or checkpoints / "hessrank"
     with frozen_rng(fixed["seed"]), _warnings_as_lines():
         further = {
             "data": None if data is None else reference_data(data),
             "loss_fn": None if loss_fn is None else loss_fn.target,
             "on_error": "raise",
             "name": own.name if own else "hessian",
+            "save_eigenvalues": folder / "eigenvalues" if eigenvalues else None,
         }
         _say_what_differs(own, data, loss_fn)
-        run = _open(
-            output or checkpoints / "hessrank", {**fixed, **further}, {**fixed, **names}, own
-        )
+        run = _open(folder, {**fixed, **further}, {**fixed, **names}, own)
         try:
             _measure_all(run, model, found, failures)
         except KeyboardInterrupt:

@@ -137,6 +137,7 @@ class OfflineRun:
         run.collect_reference(module, None)
         measurement = run.take(module, Place.at_checkpoint(step, checkpoint.epoch, make_bar))
         record = run.series.record(measurement)
+        run.save_spectra(measurement)
         self._dashboard.write([self._events], measurement, [*self.history, record], step)
         row = {
             "checkpoint": checkpoint.path.name,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import html
 import importlib
 import importlib.util
 import math
 import weakref
 from dataclasses import replace
+from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -19,8 +21,10 @@ from lightning_hessrank.monitor.log import logger
 from lightning_hessrank.monitor.place import Place
 from lightning_hessrank.monitor.run import Run
 from lightning_hessrank.monitor.settings import Settings
+from lightning_hessrank.monitor.table import tabulate
 from lightning_hessrank.monitor.verdict import verdict, where_to_look
 from lightning_hessrank.monitor.watched import stand_ins, watched_names
+from lightning_hessrank.notebook import shown
 from lightning_hessrank.processes import Processes
 from lightning_hessrank.results import Measurement, Method
 from lightning_hessrank.subject.step import LossFn
@@ -86,7 +90,44 @@ class HessianRankMonitor(Callback):
             ``lightning_hessrank.dashboard``; ``None``: everything but the HParams page.
         name: first part of every logged name, and of the key in checkpoints, so that several
             monitors can run side by side; without ``/``.
+        save_eigenvalues: folder to which the eigenvalues of every measurement are written, as
+            ``NAME-step=STEP.npz`` with arrays ``total``, ``outer``, ``functional``; made where it
+            does not exist. Only ``method="dense"`` computes them.
         seed: of every random probe, and of randomness inside the step.
+
+    Attributes:
+        history: one plain dict per measurement, with ``step``, ``epoch``, ``rank``,
+            ``num_parameters``, ``method``, ``rtol``, ``tolerance``, ``gap``, ``std_error``,
+            ``counts`` (relative tolerance -> count), ``loss``, ``seconds``, ``overhead``,
+            ``skipped``, ``num_samples``, ``module_mode`` and ``reference`` (fingerprint of the
+            data). Where they apply also ``rank_lower``, ``rank_upper`` (95 % interval of an
+            estimate), ``rank_outer``, ``rank_functional``, ``bound``, ``bound_outer``,
+            ``bound_functional``, ``bound_is_theorem``, ``rank_over_bound``, ``batch_bound``,
+            ``layers`` (name -> rank, num_parameters, bound) and ``limited_by`` (in words).
+
+    Logged names, with ``name="hessian"``; those of estimates are of their own:
+
+    ========================================  ======================================================
+    ``hessian/rank``                          the exact rank; ``rank_outer``, ``rank_functional``
+    ``hessian/rank_over_bound``               and ``rank_over_parameters``
+    ``hessian/batch_bound``                   bound on these very data
+    ``hessian-estimate/rank``                 a stochastic count; ``rank_outer``,
+                                              ``rank_functional``, ``rank_lower``, ``rank_upper``
+    ``hessian-bound/rank``                    linear bound; ``rank_outer``, ``rank_functional``,
+                                              ``parameters``
+    ``hessian-tolerance/rank_1e-3``           counts at 1e-1 … 1e-6 and ``rank_machine``
+    ``hessian-spectrum/gap``                  and ``lambda_max``, ``lambda_min``, ``n_positive``,
+                                              ``n_negative``, ``log10_tolerance``
+    ``hessian-layers/rank/LAYER``             rank of a layer's block; ``rank_over_bound/LAYER``,
+                                              ``estimate/LAYER``
+    ``hessian-time/seconds``                  and ``products``, ``overhead``, ``skipped``
+    ========================================  ======================================================
+
+    Example:
+        >>> from lightning_hessrank import HessianRankMonitor
+        >>> monitor = HessianRankMonitor(every_n_epochs=5, method="dense", max_samples=256)
+        >>> monitor.history  # filled by Trainer(callbacks=[monitor]).fit(module)
+        []
 
     Raises:
         ValueError: an argument is out of range.
@@ -111,6 +152,7 @@ class HessianRankMonitor(Callback):
         prog_bar: bool = False,
         dashboard: Dashboard | None = None,
         name: str = "hessian",
+        save_eigenvalues: str | PathLike[str] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -131,6 +173,7 @@ class HessianRankMonitor(Callback):
             progress_bar=progress_bar,
             prog_bar=prog_bar,
             name=name,
+            save_eigenvalues=save_eigenvalues,
             seed=seed,
         )
         if not isinstance(dashboard, Dashboard | None):
@@ -155,7 +198,15 @@ class HessianRankMonitor(Callback):
         """
         from lightning_hessrank.dashboard.figures import history_figure
 
-        return history_figure(self.history)
+        return shown(history_figure(self.history))
+
+    def _repr_html_(self) -> str:
+        """Show the run so far in a notebook."""
+        said = html.escape(self._verdict())
+        if not self.history:
+            return f"<p>{said}</p>"
+        table, facts = tabulate(self.history)
+        return f"<p>{said}</p>{table.html()}<p>{html.escape(facts)}</p>"
 
     def _begin_run(self) -> None:
         self._run = Run(self.settings)
@@ -234,17 +285,18 @@ class HessianRankMonitor(Callback):
 
     def _sum_up(self, trainer: Any) -> None:
         """Say in one line what the run showed, and where to look."""
-        failures, series = self._run.failures, self._run.series
-        failures.summarise()
+        self._run.failures.summarise()
         if not trainer.is_global_zero:
             return
-        said = verdict(
+        logger.info("%s. %s", self._verdict(), where_to_look(trainer, self.state_key))
+
+    def _verdict(self) -> str:
+        return verdict(
             self.history,
             name=self.settings.name,
-            skipped=series.skipped,
-            failed=failures.failed["measurements"],
+            skipped=self._run.series.skipped,
+            failed=self._run.failures.failed["measurements"],
         )
-        logger.info("%s. %s", said, where_to_look(trainer, self.state_key))
 
     # -- one measurement -----------------------------------------------------------------------
 
@@ -262,6 +314,9 @@ class HessianRankMonitor(Callback):
                 run.collect_reference(module, None)  # a loader may have recovered by now
                 measurement = run.take(module, Place.of(trainer, self._epoch))
                 series.add(measurement)
+            if measurement is not None and trainer.is_global_zero:
+                with failures.handled("eigenvalues were not saved"):
+                    run.save_spectra(measurement)
         else:
             series.skipped += 1
             self._say_that_the_budget_is_spent(step)

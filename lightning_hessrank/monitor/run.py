@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from lightning_hessrank.hessian import NonFiniteError
@@ -22,6 +23,7 @@ from lightning_hessrank.monitor.progress import progress_bar
 from lightning_hessrank.monitor.reference import ReferenceData, as_batches, collect, deal, share
 from lightning_hessrank.monitor.series import Series
 from lightning_hessrank.monitor.settings import Settings
+from lightning_hessrank.monitor.spectra import save_spectra
 from lightning_hessrank.network.function import layers_of
 from lightning_hessrank.processes import Processes
 from lightning_hessrank.results import BoundNotAvailableError, Measurement, nan_estimate
@@ -129,6 +131,17 @@ class Run:
             overhead=series.clock.overhead(),
             skipped=series.skipped,
         )
+
+    def save_spectra(self, measurement: Measurement) -> None:
+        """Write the eigenvalues of a measurement, if that was asked for.
+
+        Raises:
+            ValueError: the method gives none.
+            OSError: they cannot be written.
+        """
+        folder = self._settings.save_eigenvalues
+        if folder is not None and not math.isnan(measurement.total.rank):
+            save_spectra(Path(folder), measurement, self._settings.name)
 
     def _ranks(self, subject: Subject, place: Place) -> Ranks:
         series, settings = self.series, self._settings

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any, Literal
 
 from torch.utils.data import Dataset
@@ -42,6 +43,7 @@ class Settings:
     progress_bar: bool = True
     prog_bar: bool = False
     name: str = "hessian"
+    save_eigenvalues: str | PathLike[str] | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -69,6 +71,10 @@ class Settings:
             raise ValueError(
                 "name must not contain '/', which ends the group in logged names, got "
                 f"{self.name!r}"
+            )
+        if not isinstance(self.save_eigenvalues, str | PathLike | None):
+            raise TypeError(
+                f"save_eigenvalues must be a folder or None, got {self.save_eigenvalues!r}"
             )
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise TypeError(f"seed must be an integer, got {self.seed!r}")
