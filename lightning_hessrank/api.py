@@ -44,6 +44,7 @@ def hessian_rank(
     max_rank: int | None = None,
     seed: int = 0,
     dtype: torch.dtype = torch.float64,
+    max_seconds: float | None = None,
 ) -> RankEstimate:
     """Measure the numerical rank of the Hessian of a mean loss at the model's weights.
 
@@ -69,6 +70,8 @@ def hessian_rank(
             small is noticed and warned of; the rank is then measured without it.
         seed: of every random probe, and of randomness inside the model.
         dtype: floating type of the computation.
+        max_seconds: wall time that ``method="auto"`` may take: what it buys is decided from
+            measured costs; ``None``: no limit.
 
     Returns:
         The rank with its tolerance, gap, method and cost. Where the loss or the Hessian is not
@@ -102,10 +105,13 @@ def hessian_rank(
                 max_rank=max_rank,
                 seed=seed,
                 counts=False,
+                max_seconds=max_seconds,
             )
         except NonFiniteError as error:
             warnings.warn(f"rank is nan: {error}", RuntimeWarning, stacklevel=3)
             return nan_estimate(subject.num_parameters, part=part, method=method, rtol=rtol)
+        for note in ranks.notes:
+            warnings.warn(note, RuntimeWarning, stacklevel=3)
         found = ranks.parts[part]
         if method == "auto" and found.method == "lanczos":
             warnings.warn(

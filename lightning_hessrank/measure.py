@@ -2,57 +2,27 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from lightning_hessrank.budget import Plan
+from lightning_hessrank.estimating import Ranks, estimates, planned
 from lightning_hessrank.estimators import choose_method, dense_parts, estimate_rank
 from lightning_hessrank.estimators.core import SketchCore
-from lightning_hessrank.hessian import (
-    LossCurvature,
-    NonFiniteError,
-    Progress,
-    ReducedOperator,
-    SymmetricOperator,
-)
+from lightning_hessrank.hessian import Progress, SymmetricOperator
 from lightning_hessrank.hessian.memory import memory_limit
-from lightning_hessrank.hessian.verify import (
-    SPLIT_TOLERANCE,
-    check_product,
-    missing_derivatives_named,
-    unexplained_share,
-)
+from lightning_hessrank.hessian.verify import SPLIT_TOLERANCE, unexplained_share
+from lightning_hessrank.opening import opened, shared
 from lightning_hessrank.processes import Processes
-from lightning_hessrank.results import PARTS, Method, Part, RankBound, RankEstimate
-from lightning_hessrank.subject.isolation import undisturbed
+from lightning_hessrank.results import PARTS, Method, NonFiniteError, Part, RankBound, RankEstimate
 from lightning_hessrank.subject.subject import Subject
 
 Layers = Mapping[str, Sequence[str]]
 """Names of the parameters of each layer."""
-
-
-@dataclass(frozen=True, eq=False)
-class Ranks:
-    """Ranks of the Hessian at one set of weights."""
-
-    parts: dict[Part, RankEstimate]
-    """``"total"`` always; the others where the network's output is known."""
-    layers: dict[str, RankEstimate] = field(default_factory=dict)
-    """Of each layer's diagonal block, where they were asked for."""
-    loss: float = math.nan
-    """Mean loss on the reference data."""
-    unexplained: float = 0.0
-    """Share of the Hessian that does not pass through the network's output."""
-
-    @property
-    def total(self) -> RankEstimate:
-        """Of the Hessian itself."""
-        return self.parts["total"]
 
 
 def measure(
@@ -70,6 +40,9 @@ def measure(
     seed: int = 0,
     progress: Progress | None = None,
     announce: Callable[[str], None] | None = None,
+    plan: Plan | None = None,
+    max_seconds: float | None = None,
+    deadline: float | None = None,
 ) -> Ranks:
     """Measure the rank of the loss Hessian and, where possible, of its two parts.
 
@@ -87,6 +60,10 @@ def measure(
         seed: of random directions.
         progress: called between blocks of products.
         announce: told which method was chosen and why, before it starts.
+        plan: what an earlier measurement of the same run has decided.
+        max_seconds: wall time that the measurement may take: decides, where there is no plan.
+        deadline: when what takes longer than expected is ended and what is known is told, as
+            :func:`time.perf_counter` counts; ``None``: ``max_seconds`` from now.
 
     Raises:
         NonFiniteError: the loss or a Hessian is not finite, on any process.
@@ -97,6 +74,25 @@ def measure(
         ProcessFailedError: another process failed; call this within its ``together()``.
     """
     processes = processes or Processes()
+    if deadline is None and max_seconds is not None:
+        deadline = time.perf_counter() + max_seconds
+    if plan is None and method == "auto" and max_seconds is not None:
+        plan = planned(subject, processes, max_seconds, rtol=rtol, bound=bound, max_rank=max_rank)
+        if announce is not None:
+            announce(plan.sentence)
+    if plan is not None and plan.method == "lanczos":
+        return estimates(
+            subject,
+            plan,
+            rtol=rtol,
+            parts=parts,
+            processes=processes,
+            verify=verify,
+            seed=seed,
+            progress=progress,
+            deadline=deadline,
+        )
+    method = method if plan is None else plan.method
     with opened(subject, processes, verify=verify, seed=seed) as curvature:
         known = all(processes.gather(curvature.outputs_known))
         unexplained = unexplained_share(curvature, seed=seed) if known and parts is None else 0.0
@@ -116,7 +112,7 @@ def measure(
 
         def rank(operator: SymmetricOperator, part: Part, limit: int | None) -> RankEstimate:
             return estimate_rank(
-                _shared(operator, processes),
+                shared(operator, processes),
                 method=method,
                 rtol=rtol,
                 max_rank=limit,
@@ -136,7 +132,7 @@ def measure(
             for name, parameters in (layers or {}).items()
         }
         loss = sum(processes.gather(curvature.loss))
-        return Ranks(found, blocks, loss, unexplained)
+        return Ranks(found, blocks, loss, unexplained, plan)
 
 
 def hessian_matrix(
@@ -175,50 +171,8 @@ def hessian_matrix(
         return matrix
 
 
-@contextmanager
-def opened(
-    subject: Subject, processes: Processes | None = None, *, verify: bool = True, seed: int = 0
-) -> Iterator[LossCurvature]:
-    """Evaluate the loss, check its products, and leave the process undisturbed.
-
-    Every number about a Hessian passes here, so that no door can forget a check.
-
-    Raises:
-        NonFiniteError: the loss is not finite, on any process.
-        WrongProductError: the products cannot be trusted.
-        NoSecondDerivativeError: there are none.
-    """
-    with undisturbed(), missing_derivatives_named():
-        yield _finite_curvature(subject, processes or Processes(), verify=verify, seed=seed)
-
-
-def _shared(operator: SymmetricOperator, processes: Processes) -> SymmetricOperator:
-    """Sum an operator over processes, which must all ask for blocks of the same size."""
-    if processes.count == 1:
-        return operator
-    operator.block_size = min(processes.gather(operator.block_size))
-    return ReducedOperator(operator, processes.sum)
-
-
 def _limits(bound: RankBound | None, max_rank: int | None) -> dict[Part, int | None]:
     """Ranks that the parts cannot exceed, where a theorem or the caller says so."""
     if bound is None or not bound.is_theorem:
         return dict.fromkeys(PARTS, max_rank)
     return {"total": bound.total, "outer": bound.outer, "functional": bound.functional}
-
-
-def _finite_curvature(
-    subject: Subject, processes: Processes, *, verify: bool, seed: int
-) -> LossCurvature:
-    """Evaluate the loss; where it is not finite on one process, it is not on any."""
-    trouble, curvature = None, None
-    try:
-        if verify:  # first, so that its graph is gone before the one that is kept
-            check_product(subject.loss_function(), seed=seed)
-        curvature = LossCurvature(subject.loss_function())
-    except NonFiniteError as error:
-        trouble = str(error)
-    troubles = [text for text in processes.gather(trouble) if text is not None]
-    if troubles or curvature is None:
-        raise NonFiniteError(troubles[0])
-    return curvature

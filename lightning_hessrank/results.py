@@ -46,8 +46,8 @@ def figure_of(result: object, *further: Any) -> Figure:
         TypeError: nothing is registered that draws results of this type.
     """
     raise TypeError(
-        f"there is no figure of a {type(result).__name__}; import lightning_hessrank.dashboard.figures "
-        "first, which draws results"
+        f"there is no figure of a {type(result).__name__}: figures of results are drawn by "
+        "lightning_hessrank.dashboard.figures, which is to be imported first"
     )
 
 

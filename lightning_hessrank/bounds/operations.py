@@ -57,13 +57,6 @@ POLYNOMIAL = CASTS | _names("""
     mul rmul imul matmul rmatmul mm bmm einsum kron outer addmm baddbmm dot tensordot to setitem
     linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d
 """)
-#: The surrogate ends where the loss function begins.
-LOSSES = _names("""
-    binary_cross_entropy binary_cross_entropy_with_logits cosine_embedding_loss cross_entropy
-    ctc_loss gaussian_nll_loss hinge_embedding_loss huber_loss kl_div l1_loss margin_ranking_loss
-    mse_loss multi_margin_loss multilabel_margin_loss multilabel_soft_margin_loss nll_loss
-    poisson_nll_loss smooth_l1_loss soft_margin_loss triplet_margin_loss
-""")
 #: Products of two activations, or gates: no multilinear surrogate.
 PRODUCTS = {
     "scaled_dot_product_attention": "attention multiplies activations with each other",

@@ -25,6 +25,7 @@ from lightning_hessrank.bounds import operations as ops
 from lightning_hessrank.bounds.trace import Activation, LayerUse, Run, Weight
 from lightning_hessrank.network.function import layer_name
 from lightning_hessrank.network.layers import Layer, Slices, read_layer
+from lightning_hessrank.network.losses import TABLE
 from lightning_hessrank.network.modes import name_of
 
 _NONE: frozenset[str] = frozenset()
@@ -123,7 +124,7 @@ def surrogate_of(call: Call) -> Any:
     """What the surrogate has in the place of a call, with its result tagged."""
     problem = next((a.problem for a in call.activations if a.problem), None)
     computed = next((w for w in call.weights if w.computed_by), None)
-    if problem is None and computed is not None and call.name not in ops.LOSSES:
+    if problem is None and computed is not None and call.func not in TABLE:
         problem = (
             f"layer '{layer_name(min(computed.names))}': its weight is computed from parameters "
             f"({computed.computed_by}), so that random weights do not stand for all that it can "
@@ -137,6 +138,8 @@ def surrogate_of(call: Call) -> Any:
 
 
 def _ruled(call: Call) -> Any:
+    if call.func in TABLE:
+        return _loss(call)
     is_weight = call.run.is_weight
     layer = read_layer(call.func, call.args, call.kwargs, is_weight)
     if layer is not None and is_weight(layer.weight) and not is_weight(layer.input):
@@ -162,9 +165,8 @@ def _layer(call: Call, layer: Layer) -> Any:
     return call.tag(output.clone(), Activation(index))
 
 
-@rule(*ops.LOSSES)
 def _loss(call: Call) -> Any:
-    """The loss itself is of no interest; it may not fit the number of samples either."""
+    """The surrogate ends where the loss begins: that may not fit the number of samples either."""
     try:
         return call.plain()
     except (RuntimeError, ValueError):

@@ -179,6 +179,8 @@ def measure(
             "data": None if data is None else reference_data(data),
             "loss_fn": None if loss_fn is None else loss_fn.target,
             "on_error": "raise",
+            # a method that is settled takes its time: nobody waits with a training run
+            "max_seconds": 60.0 if fixed["method"] == "auto" else None,
             "name": own.name if own else "hessian",
             "save_eigenvalues": folder / "eigenvalues" if eigenvalues else None,
         }

@@ -9,9 +9,10 @@ from typing import Literal, TypedDict
 
 import torch
 
-from lightning_hessrank.estimators.dense import dense_bytes, dense_rank
-from lightning_hessrank.estimators.lanczos import DEFAULT_PRODUCTS, lanczos_rank
+from lightning_hessrank.estimators.dense import dense_bytes, dense_rank, smaller_rank
+from lightning_hessrank.estimators.lanczos import DEFAULT_PRODUCTS, default_probes, lanczos_rank
 from lightning_hessrank.estimators.registry import ESTIMATORS, Request, estimator, method_names
+from lightning_hessrank.estimators.search import basis_bytes, basis_size
 from lightning_hessrank.estimators.sketch import CORE_RTOL, sketch_rank
 from lightning_hessrank.hessian.memory import memory_limit as default_memory_limit
 from lightning_hessrank.hessian.operator import Progress, SymmetricOperator
@@ -23,6 +24,10 @@ PATIENCE = 120.0
 #: Dense is preferred while it is expected to take no longer than this, even where a sketch would be
 #: faster: its spectrum answers at every tolerance.
 DENSE_PATIENCE = 5.0
+#: Dimension up to which exact methods are not given up for their time: they take a minute at worst.
+SMALL = 3000
+#: Seconds beyond which work is timed once only.
+LONG = 0.5
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ def choose_method(
     Dense wins if it takes a few seconds, since its spectrum answers at every tolerance; then the
     cheaper of the exact methods (dense; sketch where ``max_rank`` is known), if it fits into the
     memory and is expected to take no longer than ``patience`` seconds; else lanczos.
+    Small matrices are exact whatever the clock says, for it may say that the machine is busy.
 
     Costs two small blocks of products, one small eigenvalue problem, and where a dense matrix would
     fit one more evaluation of the loss with a few passes through its graph.
@@ -61,11 +67,15 @@ def choose_method(
         rtol: tolerance that will be asked for; ``None``: the method's own.
         memory_limit: bytes; ``None``: half of what is free on the operator's device.
         patience: seconds.
+
+    Raises:
+        MemoryError: not even lanczos fits.
     """
     limit = default_memory_limit(operator.device) if memory_limit is None else memory_limit
+    p, itemsize = operator.dim, operator.dtype.itemsize
+    small = p <= SMALL and dense_bytes(p) <= limit
     product = seconds_per_product(operator)
     cubic = seconds_per_cube(operator)
-    p, itemsize = operator.dim, operator.dtype.itemsize
     columns = operator.dense_cost() if dense_bytes(p) <= limit else p / 2
     exact = [MethodChoice("dense", "", columns * product + cubic * p**3, dense_bytes(p))]
     if max_rank is not None and 2 * max_rank < p and (rtol is None or rtol <= CORE_RTOL):
@@ -75,21 +85,25 @@ def choose_method(
     fitting = sorted((c for c in exact if c.bytes <= limit), key=lambda c: c.seconds)
     quick = [c for c in fitting if c.method == "dense" and c.seconds <= DENSE_PATIENCE]
     fitting = quick or fitting
-    facts = f"{p:,} parameters, {_duration(product)} a product, {limit / 2**30:.1f} GiB at most"
-    if fitting and fitting[0].seconds <= patience:
+    facts = f"{p:,} parameters, {duration(product)} a product, {limit / 2**30:.1f} GiB at most"
+    if fitting and (small or fitting[0].seconds <= patience):
         best = fitting[0]
-        reason = f"{best.method}: exact, about {_duration(best.seconds)} ({facts})"
+        reason = f"{best.method}: exact, about {duration(best.seconds)} ({facts})"
         return MethodChoice(best.method, reason, best.seconds, best.bytes)
     why = (
         f"an exact rank would take {min(c.bytes for c in exact) / 2**30:.1f} GiB"
         if not fitting
-        else f"an exact rank would take about {_duration(fitting[0].seconds)}"
+        else f"an exact rank would take about {duration(fitting[0].seconds)}"
     )
-    products = min(DEFAULT_PRODUCTS, p)
-    most = f"at most {products:,} products for each part, {_duration(products * product)}"
-    return MethodChoice(
-        "lanczos", f"lanczos: {why} ({facts}); {most}", products * product, products * p * itemsize
-    )
+    probes = default_probes(operator)
+    try:
+        products = basis_size(operator, probes, DEFAULT_PRODUCTS, limit)
+    except MemoryError as error:
+        raise MemoryError(f"no method fits: {why}, and {error}") from None
+    seconds = products * product + reorthogonalising(operator, products, probes)
+    most = f"at most {products:,} products for each part, {duration(seconds)}"
+    size = basis_bytes(operator, products, probes)
+    return MethodChoice("lanczos", f"lanczos: {why} ({facts}); {most}", seconds, size)
 
 
 def estimate_rank(
@@ -103,6 +117,8 @@ def estimate_rank(
     part: Part = "total",
     progress: Progress | None = None,
     counts: bool = False,
+    max_products: int | None = None,
+    deadline: float | None = None,
 ) -> RankEstimate:
     """Measure the rank of an operator by the named method, or by the one that fits.
 
@@ -116,6 +132,9 @@ def estimate_rank(
         part: what the operator is, for the result.
         progress: called between blocks of products with (done, total).
         counts: also at larger tolerances where that takes more time (sketch).
+        max_products: largest number of products (lanczos); ``None``: the method's own.
+        deadline: when to stop and tell what is known by then (lanczos), as
+            :func:`time.perf_counter` counts.
 
     Raises:
         NonFiniteError: a product is nan or inf.
@@ -123,13 +142,20 @@ def estimate_rank(
         UnresolvedError: sketch or lanczos cannot tell the count at this tolerance.
     """
     if method == "auto":
+        exact = smaller_rank(
+            operator, rtol=rtol, memory_limit=memory_limit, part=part, progress=progress
+        )
+        if exact is not None:
+            return exact
         method = choose_method(
             operator, max_rank=max_rank, rtol=rtol, memory_limit=memory_limit
         ).method
     if method not in ESTIMATORS:
         listed = ", ".join(map(repr, method_names()))
         raise ValueError(f"method must be one of {listed}, got {method!r}")
-    request = Request(rtol, max_rank, seed, memory_limit, part, progress, counts)
+    request = Request(
+        rtol, max_rank, seed, memory_limit, part, progress, counts, max_products, deadline
+    )
     return ESTIMATORS[method](operator, request)
 
 
@@ -151,7 +177,14 @@ def _sketch(operator: SymmetricOperator, request: Request) -> RankEstimate:
 
 @estimator("lanczos")
 def _lanczos(operator: SymmetricOperator, request: Request) -> RankEstimate:
-    return lanczos_rank(operator, seed=request.seed, **_common(request))
+    most = DEFAULT_PRODUCTS if request.max_products is None else request.max_products
+    return lanczos_rank(
+        operator,
+        seed=request.seed,
+        max_products=most,
+        deadline=request.deadline,
+        **_common(request),
+    )
 
 
 class _Common(TypedDict):
@@ -172,11 +205,28 @@ def _common(request: Request) -> _Common:
 
 
 def seconds_per_product(operator: SymmetricOperator) -> float:
-    """Wall time of one product in a block of the operator's size, measured on zeros."""
+    """Wall time of one product in a block of the operator's size, measured on zeros.
+
+    The best of several, while they are short: what else runs on the machine only adds to it.
+    """
     k = min(operator.block_size, operator.dim)
     vectors = torch.zeros(operator.dim, k, dtype=operator.dtype, device=operator.device)
     operator.matmat(vectors)
-    return _timed(lambda: operator.matmat(vectors), operator.device) / k
+    return _best(lambda: operator.matmat(vectors), operator.device) / k
+
+
+def reorthogonalising(operator: SymmetricOperator, size: int, block: int) -> float:
+    """Seconds that making a basis of ``size`` vectors orthonormal takes, from operation counts.
+
+    Every block meets the whole basis three times, to and fro, at the speed of a matrix product of
+    its shape, which is measured.
+    """
+    rows = max(1, min(size, 32, 2**27 // (8 * operator.dim)))
+    basis = torch.zeros(rows, operator.dim, dtype=torch.float64, device=operator.device)
+    vectors = torch.zeros(operator.dim, block, dtype=torch.float64, device=operator.device)
+    basis @ vectors
+    one = _best(lambda: basis @ vectors, operator.device) / rows  # a basis vector with a block
+    return 2 * 3 * one * size * size / (2 * block)
 
 
 def seconds_per_cube(operator: SymmetricOperator) -> float:
@@ -185,7 +235,15 @@ def seconds_per_cube(operator: SymmetricOperator) -> float:
     matrix = torch.eye(512, dtype=torch.float64, device=device) + 1.0
     with threads_for(len(matrix)):
         torch.linalg.eigvalsh(matrix)
-        return _timed(lambda: torch.linalg.eigvalsh(matrix), device) / 512**3
+        return _best(lambda: torch.linalg.eigvalsh(matrix), device) / 512**3
+
+
+def _best(work: Callable[[], object], device: torch.device) -> float:
+    """Shortest of up to three times; one is enough if it is long."""
+    times = [_timed(work, device)]
+    while len(times) < 3 and times[0] < LONG:
+        times.append(_timed(work, device))
+    return min(times)
 
 
 def _timed(work: Callable[[], object], device: torch.device) -> float:
@@ -196,7 +254,8 @@ def _timed(work: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Write a time with its unit."""
     if seconds < 1:
         return f"{1e3 * seconds:.3g} ms"
     if seconds < 120:

@@ -43,6 +43,7 @@ def lanczos_rank(
     seed: int = 0,
     num_probes: int | None = None,
     max_products: int = DEFAULT_PRODUCTS,
+    deadline: float | None = None,
     memory_limit: int | None = None,
     part: Part = "total",
     progress: Progress | None = None,
@@ -58,6 +59,7 @@ def lanczos_rank(
         seed: of the probes.
         num_probes: random start vectors, at least 2; ``None``: see :func:`default_probes`.
         max_products: largest number of products, and of vectors in memory, for one subspace.
+        deadline: when to stop growing, as :func:`time.perf_counter` counts; ``None``: never.
         memory_limit: bytes for these vectors; ``None``: half of what is free.
         part: what the operator is, for the result.
         progress: called between blocks of products with (done, at most).
@@ -76,7 +78,7 @@ def lanczos_rank(
         )
     size = basis_size(operator, num_probes, max_products, memory_limit)
     probes = GaussianProbes(operator.dim, seed, dtype=operator.dtype, device=operator.device)
-    search = TopSearch(operator, probes, num_probes, size, progress)
+    search = TopSearch(operator, probes, num_probes, size, progress, deadline=deadline)
     search.run(rtol)
     count = search.count(rtol)
     known = {t: c for t in COUNT_TOLERANCES if (c := search.count(t)).resolved}

@@ -27,6 +27,10 @@ class Request:
     """Called between blocks of products with (done, total)."""
     counts: bool = False
     """Whether counts at larger tolerances are worth some time."""
+    max_products: int | None = None
+    """Largest number of products; ``None``: the method's own."""
+    deadline: float | None = None
+    """When to stop and tell what is known by then, as :func:`time.perf_counter` counts."""
 
 
 #: From an operator, known by its products, to the rank of its matrix.

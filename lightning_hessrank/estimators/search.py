@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,11 @@ from lightning_hessrank.tolerance import COUNT_TOLERANCES
 
 #: Largest part of a count, and smallest number, that may be ambiguous before a count is refused.
 RESOLUTION = 0.1
+#: Share of the block of nodes next to the cut by which a quadrature is wrong, one standard error.
+LOCAL_SHARE = 0.4
+#: Residual of these nodes, in units of the cut, up to which they see it. Counts were right to their
+#: errors up to 8, and wrong by a fifth and more from 18 on.
+MAX_SPREAD = 6.0
 #: A Ritz pair beyond the cut counts as an eigenvalue once its residual is below this share of its
 #: distance from the cut, and
 SAFETY = 0.1
@@ -51,7 +57,7 @@ def basis_size(
     """
     limit = default_memory_limit(operator.device) if memory_limit is None else memory_limit
     each = 8 * operator.dim  # a float64 basis, whatever the products are
-    fits = limit // each - 4 * num_probes  # the newest block and what is made of it
+    fits = limit // each - 4 * num_probes  # see basis_bytes
     if fits < min(4 * num_probes, operator.dim):
         raise MemoryError(
             f"lanczos keeps its basis in memory: {8 * num_probes} vectors of {operator.dim:,} "
@@ -59,6 +65,11 @@ def basis_size(
             f"{limit / 2**30:.2g} GiB; pass fewer num_probes or a larger memory_limit"
         )
     return min(operator.dim, max_products, fits)
+
+
+def basis_bytes(operator: SymmetricOperator, size: int, num_probes: int) -> int:
+    """Bytes of a float64 basis of so many vectors, the newest block and what is made of it."""
+    return 8 * operator.dim * (size + 4 * num_probes)
 
 
 class TopSearch:
@@ -71,12 +82,15 @@ class TopSearch:
         block: int,
         max_size: int,
         progress: Progress | None = None,
+        *,
+        deadline: float | None = None,
     ) -> None:
         self._operator = operator
         self._probes = probes
         self._block = min(block, operator.dim)
         self._max_size = max_size
         self._progress = progress
+        self._deadline = math.inf if deadline is None else deadline
         self._drawn = 0
         self._locked: Tensor | None = None
         self._locked_values = torch.zeros(0, dtype=torch.float64, device=operator.device)
@@ -131,8 +145,7 @@ class TopSearch:
             return Count(exact + self._missing, self._missing, self._missing)
         if not bool((estimated | unsure).any()):
             return Count(float(exact), 0.0, 0.0)
-        mass = pairs.weights.mean(dim=0) * self._across(cut)
-        ambiguity = max(float(mass[beyond & unsure].sum()), float(mass[~beyond & unsure].sum()))
+        ambiguity = min(self._mass_across(cut, beyond, unsure), self._local_mass(cut, estimated))
         per_probe = pairs.weights[:, estimated].sum(dim=1)
         error = float(per_probe.std()) / math.sqrt(len(per_probe)) if len(per_probe) > 1 else 0.0
         return Count(exact + float(per_probe.mean()), math.hypot(error, ambiguity), ambiguity)
@@ -192,6 +205,29 @@ class TopSearch:
         total = float(((inside.sqrt() + outside.sqrt()) ** 2).sum())
         return exact + _most_degrees(total, len(inside), self._operator.dim - exact)
 
+    def _mass_across(self, cut: float, beyond: Tensor, unsure: Tensor) -> float:
+        """Eigenvalues that may lie across the cut from their Ritz values, at most."""
+        mass = self._pairs.weights.mean(dim=0) * self._across(cut)
+        return max(float(mass[beyond & unsure].sum()), float(mass[~beyond & unsure].sum()))
+
+    def _local_mass(self, cut: float, estimated: Tensor) -> float:
+        """What a quadrature with so many nodes may be wrong by, where it can see the cut at all.
+
+        A quadrature places a cut to within about one block of nodes (for a single probe one node:
+        the inequalities of Chebyshev, Markov and Stieltjes). Of what the block next to the cut
+        stands for, errors were seen to be 0.1 to 0.7, mostly below 0.4 (``python -m
+        tests.benchmarks.coverage``). Nodes that are spread much wider than the cut's distance from
+        zero see no cut there.
+        """
+        pairs = self._pairs
+        size, residuals = pairs.values[estimated].abs(), pairs.residuals[estimated]
+        if not len(size):
+            return math.inf
+        next_to = size.argsort()[: self._block]
+        weights = pairs.weights.mean(dim=0)[estimated][next_to]
+        spread = float((weights * residuals[next_to]).sum() / weights.sum())
+        return LOCAL_SHARE * float(weights.sum()) if spread <= MAX_SPREAD * cut else math.inf
+
     def _across(self, cut: float) -> Tensor:
         """Share of each Ritz vector that may lie on the other side of the cut, at most.
 
@@ -221,8 +257,10 @@ class TopSearch:
         self._drawn += self._block
         space = BlockKrylov(self._operator, start, self._max_size, self._locked)
         done, following = self.num_products, 2 * self._block
+        began = time.perf_counter()
         while not space.exhausted:
             space.extend()
+            began, last = time.perf_counter(), began
             self.num_products = done + space.num_products
             if self._progress is not None:
                 self._progress(space.size, space.max_size)
@@ -231,6 +269,8 @@ class TopSearch:
                 if self._exact(rtol):
                     return space
                 following = space.size + max(self._block, space.size // 8)
+            if 2 * began - last > self._deadline:  # another block would end after it
+                break
         self._ritz = space.ritz()
         return space
 

@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 
 from lightning_hessrank.bounding import reference_batch_bound, reference_bound
+from lightning_hessrank.estimating import Ranks
 from lightning_hessrank.hessian.verify import SPLIT_TOLERANCE
-from lightning_hessrank.measure import Ranks
 from lightning_hessrank.monitor.failures import Failures, cause_of
 from lightning_hessrank.monitor.series import Series
 from lightning_hessrank.results import LayerRank, RankBound, RankEstimate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import html
 import importlib
 import importlib.util
@@ -21,6 +22,7 @@ from lightning_hessrank.monitor.log import logger
 from lightning_hessrank.monitor.place import Place
 from lightning_hessrank.monitor.run import Run
 from lightning_hessrank.monitor.settings import Settings
+from lightning_hessrank.monitor.stopping import StoppedError
 from lightning_hessrank.monitor.table import tabulate
 from lightning_hessrank.monitor.verdict import verdict, where_to_look
 from lightning_hessrank.monitor.watched import stand_ins, watched_names
@@ -79,6 +81,9 @@ class HessianRankMonitor(Callback):
             (every submodule in the mode that training has it in, with randomness frozen to one
             draw).
         layers: also measure the rank of each layer's diagonal block of the Hessian.
+        max_seconds: wall time that one measurement may take, everything included; ``None``: no
+            limit. What it buys (method, precision, products, samples) is decided at the first
+            measurement, said, and kept for the run. Exact methods come first, fewer samples last.
         max_overhead: largest share of the wall time of the run, in (0, 1), that measuring may take.
             The first measurement is exempt; a later one starts only if the share, projected with
             one more as long as the last, stays below. Those skipped are counted and logged.
@@ -146,6 +151,7 @@ class HessianRankMonitor(Callback):
         loss_fn: LossFn | None = None,
         module_mode: Literal["eval", "train"] = "eval",
         layers: bool = False,
+        max_seconds: float | None = 60.0,
         max_overhead: float | None = None,
         on_error: Literal["warn", "raise"] = "warn",
         progress_bar: bool = True,
@@ -168,6 +174,7 @@ class HessianRankMonitor(Callback):
             loss_fn=loss_fn,
             module_mode=module_mode,
             layers=layers,
+            max_seconds=max_seconds,
             max_overhead=max_overhead,
             on_error=on_error,
             progress_bar=progress_bar,
@@ -183,12 +190,19 @@ class HessianRankMonitor(Callback):
             )
         self.dashboard = replace(dashboard or Dashboard(), name=name)
         self._owners: tuple[Any, Any] | None = None
+        self._original: HessianRankMonitor | None = None
+        self._follower: HessianRankMonitor | None = None
         self._begin_run()
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """One plain dict per measurement of the run; it survives checkpoint and resume."""
-        return self._run.series.history
+        """One plain dict per measurement of the run; it survives checkpoint and resume.
+
+        Of a monitor that has not run itself, but a deep copy of it (frameworks copy callbacks):
+        that of the copy which began a run last.
+        """
+        own = self._run.series.history
+        return own if own or self._follower is None else self._follower.history
 
     def plot(self) -> Figure:
         """Draw rank, counts at coarser tolerances and bound over the steps of the run so far.
@@ -225,6 +239,9 @@ class HessianRankMonitor(Callback):
         if self._owners is not None and self._owners != owners:
             self._begin_run()
         self._owners = owners
+        self._follower, original = None, self._original
+        while original is not None:
+            original._follower, original = self, original._original
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Start the clock and the dashboard; refuse strategies that cannot be measured."""
@@ -259,7 +276,7 @@ class HessianRankMonitor(Callback):
         if any(isinstance(p, UninitializedParameter) for p in pl_module.parameters()):
             return  # lazy modules: as soon as the first step has given them a shape
         self._first_batch_pending = False
-        if not self.history:
+        if not run.series.history:
             self._measure(trainer, pl_module)
 
     def on_train_batch_end(
@@ -280,6 +297,11 @@ class HessianRankMonitor(Callback):
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Measure the trained network, unless that has just been done."""
         self._measure(trainer, pl_module)
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        """Measure again if a later callback has changed the weights at the end of training."""
+        if self._run.series.last_step == trainer.global_step:
+            self._measure(trainer, pl_module)
         self._sum_up(trainer)
         self._run.series.clock.stop()
 
@@ -301,18 +323,24 @@ class HessianRankMonitor(Callback):
     # -- one measurement -----------------------------------------------------------------------
 
     def _measure(self, trainer: Any, module: Any) -> None:
-        """Measure, remember and log; at most once at each step."""
+        """Measure, remember and log; the same weights only once."""
         run, series, failures = self._run, self._run.series, self._run.failures
         step = trainer.global_step
-        if failures.final or series.last_step == step:
-            return
-        if series.reference is None and self.settings.data is None:
+        if failures.final or (series.reference is None and self.settings.data is None):
             return  # the first batch was of no use, which has been said
+        if not run.is_new(module, step):
+            return
         measurement = None
         if run.affordable():
             with failures.handled(f"no rank was measured at step {step}", among="measurements"):
                 run.collect_reference(module, None)  # a loader may have recovered by now
-                measurement = run.take(module, Place.of(trainer, self._epoch))
+                try:
+                    measurement = run.take(module, Place.of(trainer, self._epoch))
+                except StoppedError as stopped:
+                    logger.info(
+                        "%s: not measured at step %d: %s", self.settings.name, step, stopped
+                    )
+                    return
                 series.add(measurement)
             if measurement is not None and trainer.is_global_zero:
                 with failures.handled("eigenvalues were not saved"):
@@ -394,4 +422,12 @@ class HessianRankMonitor(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to this process."""
-        return {**vars(self), "_owners": None}
+        return {**vars(self), "_owners": None, "_original": None, "_follower": None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> HessianRankMonitor:
+        """Copy, and let the copy know of whom it is, so that its history is found there."""
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        vars(copied).update(copy.deepcopy(self.__getstate__(), memo))
+        copied._original = self
+        return copied

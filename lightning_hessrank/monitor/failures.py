@@ -13,6 +13,7 @@ from typing import Literal
 
 from lightning_hessrank.hessian.verify import NoSecondDerivativeError, WrongProductError
 from lightning_hessrank.processes import ProcessFailedError, UnsupportedStrategyError
+from lightning_hessrank.subject.comparison import EvaluationModeError
 from lightning_hessrank.subject.step import UnusableStepError
 from lightning_hessrank.subject.trainer_view import ManualOptimizationError
 
@@ -21,6 +22,7 @@ _FINAL = (
     UnsupportedStrategyError,
     ManualOptimizationError,
     UnusableStepError,
+    EvaluationModeError,
     WrongProductError,
     NoSecondDerivativeError,
 )
@@ -71,7 +73,7 @@ class Failures:
                 self.failed[among] += 1
             self.final = self.final or _is_final(error)
             cause = cause_of(error)
-            hint = "" if _is_ours(error) else " (on_error='raise' shows the traceback)"
+            hint = "" if is_ours(error) else " (on_error='raise' shows the traceback)"
             again = "" if not self.final else " (it will not be tried again in this run)"
             self.warn_once(f"{what}: {cause}{hint}{again}", about=cause)
 
@@ -129,12 +131,12 @@ def _package(frame: FrameType) -> str:
 
 def cause_of(error: Exception) -> str:
     """Say what went wrong: the message of an error of this package, with its type any other's."""
-    if _is_ours(error):
+    if is_ours(error):
         return str(error)
     return f"{type(error).__name__.lstrip('_')}: {error}".removesuffix(": ")
 
 
-def _is_ours(error: Exception) -> bool:
+def is_ours(error: Exception) -> bool:
     """Whether the message was written in this package, so that it explains itself."""
     package = __name__.partition(".")[0]
     if type(error).__module__.partition(".")[0] == package:

@@ -49,6 +49,8 @@ class ReferenceData:
         self.batches = shares[processes.rank]
         self.num_samples = num_samples
         self.fingerprint = fingerprint
+        self.is_cut = False
+        """Whether samples of a batch were left out."""
 
     @property
     def everyone(self) -> list[Any] | None:

@@ -13,9 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lightning_hessrank.estimating import Ranks
 from lightning_hessrank.hessian import NonFiniteError
-from lightning_hessrank.measure import Ranks, measure
+from lightning_hessrank.measure import measure
 from lightning_hessrank.monitor.bounds import Bounds, layer_ranks
+from lightning_hessrank.monitor.checks import check_subject
 from lightning_hessrank.monitor.failures import Failures
 from lightning_hessrank.monitor.log import logger
 from lightning_hessrank.monitor.place import Place
@@ -24,6 +26,8 @@ from lightning_hessrank.monitor.reference import ReferenceData, as_batches, coll
 from lightning_hessrank.monitor.series import Series
 from lightning_hessrank.monitor.settings import Settings
 from lightning_hessrank.monitor.spectra import save_spectra
+from lightning_hessrank.monitor.stopping import obeying_sigterm
+from lightning_hessrank.network.batches import batch_size, fingerprint
 from lightning_hessrank.network.function import layers_of
 from lightning_hessrank.processes import Processes
 from lightning_hessrank.results import BoundNotAvailableError, Measurement, nan_estimate
@@ -44,6 +48,7 @@ class Run:
         self.failures = Failures(settings.on_error)
         self.processes = Processes()
         self._bounds = Bounds(self.series, self.failures)
+        self._deadline: float | None = None
 
     def join(self, processes: Processes, module: Any) -> None:
         """Say which processes measure together, and check that there is a loss to measure.
@@ -82,11 +87,26 @@ class Run:
                 kept = collect(batches, settings.max_samples, seed=settings.seed)
                 kept = deal(kept, settings.max_samples, processes)
             series.reference = ReferenceData.gather(kept, processes)
+            series.reference.is_cut = settings.data is None and (
+                sum(map(batch_size, kept)) < batch_size(first_batch)
+            )
         if series.is_on_other_data():
             self.failures.warn_once(
                 "the reference data differ from those of the run that is resumed, so ranks before "
                 "and after this point are not comparable; pass the same data=... to the monitor"
             )
+
+    def is_new(self, module: Any, step: int) -> bool:
+        """Whether a module is not what was last measured: at another step, or with other weights.
+
+        Weights may change without a step of the optimiser (averages that are swapped in at the
+        end). All processes decide alike.
+        """
+        series = self.series
+        before, series.last_weights = series.last_weights, weights_of(module)
+        if series.last_step != step:
+            return True
+        return any(self.processes.gather(before not in {None, series.last_weights}))
 
     def affordable(self) -> bool:
         """Whether the time budget allows a measurement now; all processes decide alike."""
@@ -103,16 +123,20 @@ class Run:
             place: where the run stands.
 
         Raises:
+            StoppedError: the process was told to end.
             Exception: whatever went wrong; with several processes, on any of them.
         """
-        series = self.series
+        series, limit = self.series, self._settings.max_seconds
         began = time.perf_counter()
+        self._deadline = None if limit is None else began + limit
         with (
+            obeying_sigterm(),
             series.clock.measuring(),
             self.processes.together(),
             self._subject(module, place) as subject,
         ):
             union = partial(self._union, module, place, subject)
+            check_subject(subject, series, self.failures, step=place.step)
             self._bounds.seek(subject, union)
             ranks = self._ranks(subject, place)
             finite = not math.isnan(ranks.total.rank)
@@ -160,6 +184,9 @@ class Run:
                     seed=settings.seed,
                     progress=progress,
                     announce=partial(logger.info, "%s: %s", settings.name),
+                    plan=series.plan,
+                    max_seconds=settings.max_seconds,
+                    deadline=self._deadline,
                 )
         except NonFiniteError as error:
             self.failures.warn_once(
@@ -174,7 +201,10 @@ class Run:
                 settings.name,
                 place.step,
             )
+        for note in ranks.notes:
+            self.failures.warn_once(note)
         series.meaning["method"] = ranks.total.method
+        series.plan = ranks.plan
         series.verified = True
         return ranks
 
@@ -225,3 +255,9 @@ class Run:
             return
         with self._subject(module, place, everyone) as subject:
             yield subject
+
+
+def weights_of(module: Any) -> str:
+    """Fingerprint of all parameters and floating buffers of a module."""
+    buffers = [x for x in module.buffers() if x.is_floating_point()]
+    return fingerprint([*module.parameters(), *buffers])

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from lightning_hessrank.budget import Plan
 from lightning_hessrank.monitor.clock import Clock
+from lightning_hessrank.monitor.form import Form
 from lightning_hessrank.monitor.limits import limited_by
 from lightning_hessrank.monitor.reference import ReferenceData
 from lightning_hessrank.processes import Processes
@@ -17,24 +19,36 @@ class Series:
 
     Args:
         meaning: arguments that change what a rank means; those of the first run hold on resume.
-        asked: further arguments, which a checkpoint keeps for whoever measures the run again.
+        besides: further arguments, which a checkpoint keeps for whoever measures the run again.
     """
 
-    def __init__(self, meaning: dict[str, Any], asked: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, meaning: dict[str, Any], besides: Mapping[str, Any] | None = None) -> None:
         self.meaning = meaning
-        self._asked = dict(asked or {})
+        self._besides = dict(besides or {})
+        self._asked = dict(meaning)
         self.history: list[dict[str, Any]] = []
         self.reference: ReferenceData | None = None
+        self.plan: Plan | None = None
+        """What the time budget buys, decided at the first measurement."""
         self.bound: RankBound | None = None
         self.bound_sought = False
         self.skipped = 0
         """Measurements that the time budget has left out."""
         self.last_step: int | None = None
         """At which a measurement was last taken, or tried in vain."""
+        self.last_weights: str | None = None
+        """Fingerprint of the weights then, in this process."""
+        self.form: Form | None = None
+        """Of the function that was last measured."""
         self.verified = False
         """Whether products have been compared with finite differences, in this process."""
         self.clock = Clock()
         self._saved_reference: dict[str, Any] = {}
+
+    def forget_function(self) -> None:
+        """Settle bound and method anew: another function is measured from here on."""
+        self.bound, self.bound_sought, self.verified = None, False, False
+        self.meaning["method"], self.plan = self._asked["method"], None
 
     def record(self, measurement: Measurement) -> dict[str, Any]:
         """Return what the history is to hold of a measurement, with the data and mode behind it."""
@@ -74,11 +88,13 @@ class Series:
             reference = self.reference.state_dict()
         return {
             "meaning": dict(self.meaning),
-            "asked": dict(self._asked),
+            "asked": dict(self._besides),
             "history": [dict(record) for record in self.history],
             "reference": reference,
             "bound": None if self.bound is None else self.bound.to_dict(),
             "bound_sought": self.bound_sought,
+            "plan": None if self.plan is None else self.plan.to_dict(),
+            "form": None if self.form is None else self.form._asdict(),
             "skipped": self.skipped,
             "clock": self.clock.state_dict(),
         }
@@ -98,6 +114,9 @@ class Series:
         bound = state["bound"]
         self.bound = None if bound is None else RankBound.from_dict(bound)
         self.bound_sought = state["bound_sought"]
+        plan = state.get("plan")  # of version 0.1 there is none
+        self.plan = None if plan is None else Plan.from_dict(plan)
+        self.form = Form.from_state(state.get("form"))
         self.skipped = state["skipped"]
         self.clock.load_state_dict(state["clock"])
         return changed
@@ -116,5 +135,7 @@ class Series:
             "clock": Clock().state_dict(),
         }
         if not same_data:
-            fresh |= {"reference": {}, "bound": None, "bound_sought": False}
+            fresh |= {"reference": {}, "bound": None, "bound_sought": False, "form": None}
+        if not same_data or self.meaning != state["meaning"]:
+            fresh["plan"] = None
         self.load_state_dict({**state, **fresh})

@@ -38,6 +38,7 @@ class Settings:
     loss_fn: LossFn | None = None
     module_mode: Literal["eval", "train"] = "eval"
     layers: bool = False
+    max_seconds: float | None = 60.0
     max_overhead: float | None = None
     on_error: Literal["warn", "raise"] = "warn"
     progress_bar: bool = True
@@ -64,6 +65,7 @@ class Settings:
         for name in ("layers", "progress_bar", "prog_bar"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        _check_seconds("max_seconds", self.max_seconds)
         _check_share("max_overhead", self.max_overhead)
         if not self.name or not isinstance(self.name, str):
             raise ValueError(f"name must be a non-empty string, got {self.name!r}")
@@ -120,6 +122,15 @@ def _check_positive(name: str, value: object) -> None:
         raise TypeError(f"{name} must be a positive integer or None, got {value!r}")
     if value < 1:
         raise ValueError(f"{name} must be a positive integer or None, got {value}")
+
+
+def _check_seconds(name: str, value: object) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a positive number of seconds or None, got {value!r}")
+    if not value > 0:
+        raise ValueError(f"{name} must be a positive number of seconds or None, got {value}")
 
 
 def _check_share(name: str, value: object) -> None:

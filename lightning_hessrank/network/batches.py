@@ -151,30 +151,34 @@ def cut_batch(batch: Any, size: int) -> Any:
     Objects other than containers and dataclasses are kept whole: what a slice of them means is
     theirs to know (a graph batch, say).
     """
-    full = batch_size(batch)
-    return batch if size >= full else _cut(batch, full, size)
+    return batch if size >= batch_size(batch) else slice_batch(batch, 0, size)
 
 
-def _cut(batch: Any, full: int, size: int) -> Any:
+def slice_batch(batch: Any, start: int, stop: int) -> Any:
+    """Keep samples ``start:stop`` in the same way."""
+    return _cut(batch, batch_size(batch), slice(start, stop))
+
+
+def _cut(batch: Any, full: int, kept: slice) -> Any:
     if isinstance(batch, Tensor):
-        return _cut_tensor(batch, size) if _is_per_sample(batch, full) else batch
+        return _cut_tensor(batch, kept) if _is_per_sample(batch, full) else batch
     if isinstance(batch, Mapping):
-        items = {k: _cut(v, full, size) for k, v in batch.items()}
+        items = {k: _cut(v, full, kept) for k, v in batch.items()}
         if type(batch) is dict:
             return items
         copied = copy.copy(batch)
         copied.update(items)  # type: ignore[attr-defined]
         return copied
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(_cut(x, full, size) for x in batch))
+        return type(batch)(*(_cut(x, full, kept) for x in batch))
     if isinstance(batch, (list, tuple)):
         if len(batch) == full and not any(_is_per_sample(x, full) for x in batch):
-            return batch[:size]
-        return type(batch)(_cut(x, full, size) for x in batch)
+            return batch[kept]
+        return type(batch)(_cut(x, full, kept) for x in batch)
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
         record: Any = copy.copy(batch)
         for field in dataclasses.fields(batch):
-            object.__setattr__(record, field.name, _cut(getattr(batch, field.name), full, size))
+            object.__setattr__(record, field.name, _cut(getattr(batch, field.name), full, kept))
         return record
     return batch
 
@@ -183,15 +187,16 @@ def _is_per_sample(value: Any, full: int) -> bool:
     return isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == full
 
 
-def _cut_tensor(tensor: Tensor, size: int) -> Tensor:
+def _cut_tensor(tensor: Tensor, kept: slice) -> Tensor:
     if tensor.layout is torch.strided:
-        return tensor[:size].clone()
-    return tensor.index_select(0, torch.arange(size, device=tensor.device))
+        return tensor[kept].clone()
+    return tensor.index_select(0, torch.arange(kept.start, kept.stop, device=tensor.device))
 
 
 def num_bytes(batches: Any) -> int:
-    """Bytes of all tensors."""
-    return sum(x.numel() * x.element_size() for x in list_tensors(batches))
+    """Bytes of all tensors, as they are stored."""
+    parts = (part for x in list_tensors(batches) for part in _stored(x))
+    return sum(x.numel() * x.element_size() for x in parts)
 
 
 def fingerprint(batches: Any) -> str:
@@ -199,7 +204,20 @@ def fingerprint(batches: Any) -> str:
     digest = hashlib.sha256()
     for tensor in list_tensors(batches):
         digest.update(f"{tuple(tensor.shape)} {tensor.dtype};".encode())
-        dense = tensor.detach().to_dense() if tensor.layout is not torch.strided else tensor
-        content = dense.detach().cpu().contiguous().flatten().view(torch.uint8)
-        digest.update(content.numpy().tobytes())
+        for part in _stored(tensor):
+            content = part.detach().cpu().contiguous().flatten().view(torch.uint8)
+            digest.update(content.numpy().data)
     return digest.hexdigest()
+
+
+def _stored(tensor: Tensor) -> tuple[Tensor, ...]:
+    """The dense tensors that a tensor is stored in: a sparse one's indices and values."""
+    if tensor.layout is torch.strided:
+        return (tensor,)
+    if tensor.layout is torch.sparse_coo:
+        return tensor._indices(), tensor._values()
+    if tensor.layout in {torch.sparse_csr, torch.sparse_bsr}:
+        return tensor.crow_indices(), tensor.col_indices(), tensor.values()
+    if tensor.layout in {torch.sparse_csc, torch.sparse_bsc}:
+        return tensor.ccol_indices(), tensor.row_indices(), tensor.values()
+    return (tensor.to_dense(),)

@@ -8,11 +8,13 @@ first, and what it makes of it goes on to the one entered before. From the first
 * ``READ``, ``LayerRecorder`` or ``SurrogateMode``: they read (the surrogate: exchange) what is
   really computed, when casts and substitutes are done. One at a time, since each hands on another
   tensor than the one that it remembers.
+* ``PROTECT``, ``WriteProtected``: whatever is exchanged, nothing writes to what it protects.
 * ``EXCHANGE``, ``TwiceDifferentiable``: what it puts in the place of a function is read, too.
 * ``PRECISION``, ``KeepPrecision``: whatever is exchanged, read or rewritten is in the measuring
   precision.
 * ``OUTPUT``, ``OutputRecorder``: sees the losses as the step calls them, before any of the above
-  has taken them apart; its aliases of the outputs pass through all others.
+  has taken them apart; its aliases of the outputs pass through all others. ``WithoutNoise``, too,
+  exchanges what the step itself calls.
 
 PyTorch's own ``DeviceContext`` is below all of them (``torch.set_default_device``), or above if the
 step enters it; it only adds an argument to factories, which none of ours look at.
@@ -40,9 +42,10 @@ class Place(IntEnum):
 
     REWRITE = 0
     READ = 1
-    EXCHANGE = 2
-    PRECISION = 3
-    OUTPUT = 4
+    PROTECT = 2
+    EXCHANGE = 3
+    PRECISION = 4
+    OUTPUT = 5
 
 
 class OrderedMode(TorchFunctionMode):

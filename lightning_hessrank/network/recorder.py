@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from lightning_hessrank.network.layers import Layer, read_layer
+from lightning_hessrank.network.losses import TABLE
 from lightning_hessrank.network.modes import OrderedMode, Place, name_of
 
-_SOFTMAX = frozenset({"cross_entropy", "log_softmax", "softmax"})
+_SOFTMAX = frozenset({"log_softmax", "softmax"})
 #: Views of a weight: its gradient is that of the parameter, rearranged.
 _VIEWS = frozenset(
     {"t", "transpose", "permute", "view", "reshape", "get", "getitem", "contiguous", "clone"}
@@ -91,7 +92,7 @@ class LayerRecorder(OrderedMode):
                 return result
             if not made:
                 return result  # a shape, a flag
-        self._note_softmax(name, tensors, args, kwargs, result)
+        self._note_softmax(func, tensors, args, kwargs, result)
         return self._recorded(func, args, kwargs, names, result) if names else result
 
     def _recorded(
@@ -112,14 +113,15 @@ class LayerRecorder(OrderedMode):
         return copy
 
     def _note_softmax(
-        self, name: str, tensors: list[Tensor], args: Any, kwargs: Any, result: Any
+        self, func: Callable[..., Any], tensors: list[Tensor], args: Any, kwargs: Any, result: Any
     ) -> None:
-        leaves = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
+        name, leaves = name_of(func), [x for x in tree_leaves(result) if isinstance(x, Tensor)]
         if name == "detach" or not any(x.requires_grad for x in leaves):
             return
-        if name in _SOFTMAX and tensors:
+        has_softmax = func in TABLE and TABLE[func].has_softmax
+        if (has_softmax or name in _SOFTMAX) and tensors:
             x = args[0] if args else kwargs["input"]
-            dim = 1 if name == "cross_entropy" else kwargs.get("dim", (*args, None)[1:][0])
+            dim = 1 if has_softmax else kwargs.get("dim", (*args, None)[1:][0])
             self._softmaxed |= {self._key(x)} if dim in (1, 1 - x.ndim) and x.ndim > 1 else set()
         if name in {"view_as", "alias"} and leaves:
             self._aliases[id(leaves[0])] = (leaves[0], self._key(tensors[0]))

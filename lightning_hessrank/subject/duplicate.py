@@ -34,7 +34,7 @@ def duplicate(module: _Module, memo: dict[int, Any]) -> _Module:
 
     Args:
         module: any module.
-        memo: ``id(x)`` -> what to put in the place of ``x``.
+        memo: ``id(x)`` -> what to put in the place of ``x``; the copies of all objects are added.
     """
     attributes = [
         value
@@ -46,17 +46,26 @@ def duplicate(module: _Module, memo: dict[int, Any]) -> _Module:
         for tensor in list_tensors(value) if isinstance(value, (Tensor, list, tuple, dict)) else ():
             if not tensor.is_leaf:
                 memo[id(tensor)] = torch.full_like(tensor.detach(), torch.nan)
+    copies = dict(memo)  # what fails leaves half-made copies behind
     try:
-        return copy.deepcopy(module, dict(memo))
+        found = copy.deepcopy(module, copies)
     except Exception:  # probing each attribute copies it, so only where the direct way fails
         seen: set[int] = set()
         for value in attributes:
-            _settle(value, memo, seen)
+            settle(value, memo, seen)
         return copy.deepcopy(module, memo)
+    memo.update(copies)
+    return found
 
 
-def _settle(value: Any, memo: dict[int, Any], seen: set[int]) -> None:
-    """Note stand-ins for the innermost objects within ``value`` that cannot be copied."""
+def settle(value: Any, memo: dict[int, Any], seen: set[int]) -> None:
+    """Note stand-ins for the innermost objects within ``value`` that cannot be copied.
+
+    Args:
+        value: any object.
+        memo: ``id(x)`` -> what to put in the place of ``x``; stand-ins are added.
+        seen: ids of what has been looked at.
+    """
     if id(value) in seen or isinstance(value, nn.Module):
         return
     seen.add(id(value))
@@ -65,7 +74,7 @@ def _settle(value: Any, memo: dict[int, Any], seen: set[int]) -> None:
     known = _known_stand_in(value)
     if known is None:
         for child in _children(value):
-            _settle(child, memo, seen)
+            settle(child, memo, seen)
         if _can_copy(value, memo):
             return
     memo[id(value)] = value if known is None else known

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import Any, TypeVar
 
@@ -11,10 +11,19 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from lightning_hessrank.network.batches import cast_batch
-from lightning_hessrank.subject.isolation import differentiable_twice, frozen_rng, undisturbed
-from lightning_hessrank.subject.shadow import release, rewound, shadow_copy
+from lightning_hessrank.subject.isolation import (
+    differentiable_twice,
+    frozen_rng,
+    own_figures,
+    undisturbed,
+)
+from lightning_hessrank.subject.protection import WriteProtected
+from lightning_hessrank.subject.shadow import reached_from, release, shadow_copy
+from lightning_hessrank.subject.state import State
 
 T = TypeVar("T")
+
+_LIGHTNING = ("pytorch_lightning.", "lightning.")
 
 
 class IsolatedModule:
@@ -51,16 +60,24 @@ class IsolatedModule:
                 )
         self.dtype = dtype
         self.device = _measuring_device(module)
-        self._seed = seed
+        self._seed, self._trainer = seed, trainer
+        live = reached_from(module)  # kept meanwhile, so that their ids stay their own
         with undisturbed():
-            self.shadow = shadow_copy(module, dtype=dtype, device=self.device, trainer=trainer)
+            self.shadow = shadow_copy(
+                module, dtype=dtype, device=self.device, trainer=trainer, beyond=live
+            )
         self.live = {id(p) for p in module.parameters()} - {id(p) for p in self.shadow.parameters()}
         """Ids of the live module's own parameters."""
+        self.modes = {part: part.training for part in self.shadow.modules()}
+        """Which parts the live module has in training mode."""
         if training is not None:
-            self.shadow.train(training)
+            set_mode(self.shadow, training)
+        self._held = False
+        """Whether no run may change the trainable parameters."""
         self._recurrent = any(isinstance(part, nn.RNNBase) for part in self.shadow.modules())
         named = self.shadow.named_parameters()
         self.parameters: dict[str, Tensor] = {n: p for n, p in named if p.requires_grad}
+        self._state = State(self.shadow, self.parameters.values(), beyond=live)
 
     @property
     def num_parameters(self) -> int:
@@ -74,9 +91,26 @@ class IsolatedModule:
         """
         with ExitStack() as stack:
             stack.enter_context(frozen_rng(self._seed))
+            if self._held:
+                stack.enter_context(WriteProtected(self.parameters.values()))
             stack.enter_context(differentiable_twice(self.dtype, cudnn=not self._recurrent))
-            stack.enter_context(rewound(self.shadow))
+            stack.enter_context(own_figures())
+            stack.enter_context(self._state.rewound())
             return function(self.shadow)
+
+    def settle(self, functions: Iterable[Callable[[nn.Module], object]]) -> None:
+        """Let functions change trainable parameters in place, and no run after them.
+
+        An exception of theirs is left to the run that needs the result.
+        """
+        before = [x.detach().clone() for x in self.parameters.values()]
+        for function in functions:
+            try:
+                self.run(function)
+            except Exception:
+                break
+        pairs = zip(self.parameters.values(), before, strict=True)
+        self._held = not all(torch.equal(x, y) for x, y in pairs)
 
     def cast(self, batch: Any) -> Any:
         """Return a batch as the copy takes it: on its device, in its precision."""
@@ -95,6 +129,15 @@ class IsolatedModule:
     def release(self) -> None:
         """Free the copy's memory now."""
         release(self.shadow)
+
+
+def set_mode(module: nn.Module, training: bool) -> None:
+    """Set the mode of a copy; a Lightning module may say itself what evaluation mode means."""
+    own = getattr(type(module), "on_validation_model_eval", None)
+    if own is not None and not training and not own.__module__.startswith(_LIGHTNING):
+        own(module)
+    else:
+        module.train(training)
 
 
 def _measuring_device(module: nn.Module) -> torch.device:

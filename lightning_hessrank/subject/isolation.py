@@ -109,6 +109,25 @@ def differentiable_twice(dtype: torch.dtype, *, cudnn: bool = True) -> Iterator[
 
 
 @contextmanager
+def own_figures() -> Iterator[None]:
+    """Let code inside have figures of ``pyplot`` of its own, and close them on exit.
+
+    The figures of the process are out of its sight meanwhile, so that it cannot draw on them.
+    """
+    helpers = sys.modules.get("matplotlib._pylab_helpers")
+    kept = {} if helpers is None else dict(helpers.Gcf.figs)
+    if helpers is not None:
+        helpers.Gcf.figs.clear()
+    try:
+        yield
+    finally:
+        if "matplotlib.pyplot" in sys.modules:  # maybe not before
+            sys.modules["matplotlib.pyplot"].close("all")
+        if helpers is not None:
+            helpers.Gcf.figs.update(kept)
+
+
+@contextmanager
 def _eager() -> Iterator[None]:
     set_stance = getattr(torch.compiler, "set_stance", None)  # torch ≥ 2.6
     if set_stance is None or "torch._dynamo" not in sys.modules:

@@ -13,9 +13,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from lightning_hessrank.network.batches import measuring_dtype
 from lightning_hessrank.network.modes import OrderedMode, Place
 
 _CASTS = {Tensor.float, Tensor.half, Tensor.bfloat16, Tensor.double}
+_COMPLEX_CASTS = {getattr(Tensor, name) for name in ("cfloat", "cdouble", "chalf")}
 # Reads the same bits as another type: exchanging that type would change the value.
 _BITS = {Tensor.view}
 
@@ -25,10 +27,11 @@ class PrecisionError(TypeError):
 
 
 class KeepPrecision(OrderedMode):
-    """While active, tensor functions compute in ``dtype`` where they would in another real type.
+    """While active, tensor functions compute in ``dtype`` where they would in another precision.
 
-    Casts to, and new tensors of, other floating types come out in ``dtype``; tensors from outside
-    (a constant in a closure) are cast on entry; autocast is off inside.
+    Casts to, and new tensors of, other floating types come out in ``dtype``, those of complex types
+    in the complex type of the same precision; tensors from outside (a constant in a closure) are
+    cast on entry; autocast is off inside.
     """
 
     place: ClassVar[Place] = Place.PRECISION
@@ -36,6 +39,7 @@ class KeepPrecision(OrderedMode):
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
         self._dtype = dtype
+        self._complex = measuring_dtype(torch.complex64, dtype)
 
     def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run ``func`` with its types and arguments in the measuring precision.
@@ -46,6 +50,8 @@ class KeepPrecision(OrderedMode):
         with torch._C.DisableTorchFunction():  # reading a dtype is no business of other modes
             if func in _CASTS or (func is Tensor.type and _names_float(args[1:], kwargs)):
                 return args[0].to(self._dtype)
+            if func in _COMPLEX_CASTS:
+                return args[0].to(self._complex)
             name = getattr(func, "__name__", str(func))
             # In place: the tensor itself must be written to, not a cast of it.
             if func not in _BITS and not name.endswith("_"):
@@ -57,10 +63,11 @@ class KeepPrecision(OrderedMode):
                 return result
             inputs = list(_tensors((*args, *kwargs.values())))
             if not inputs:  # made from data of the step's own: tensor, as_tensor
-                return result.to(self._dtype)
-            if any(x.dtype == self._dtype for x in inputs):
+                return result.to(measuring_dtype(result.dtype, self._dtype))
+            measured = [x.dtype for x in inputs if x.dtype in (self._dtype, self._complex)]
+            if measured:
                 raise PrecisionError(
-                    f"{name} in the step turns {self._dtype} into {result.dtype}, and a rank "
+                    f"{name} in the step turns {measured[0]} into {result.dtype}, and a rank "
                     "counted from that would be wrong; remove the cast, or pass loss_fn=... "
                     "(loss_fn(module, batch) -> scalar loss)"
                 )
@@ -68,16 +75,16 @@ class KeepPrecision(OrderedMode):
 
     def _adapt(self, value: Any) -> Any:
         if isinstance(value, torch.dtype):
-            return self._dtype if value.is_floating_point else value
+            return measuring_dtype(value, self._dtype)
         if self._is_foreign(value):
-            return value.to(self._dtype)
+            return value.to(measuring_dtype(value.dtype, self._dtype))
         if type(value) in (list, tuple):
             return type(value)(map(self._adapt, value))
         return value
 
     def _is_foreign(self, value: Any) -> bool:
-        return (
-            isinstance(value, Tensor) and value.is_floating_point() and value.dtype != self._dtype
+        return isinstance(value, Tensor) and value.dtype != measuring_dtype(
+            value.dtype, self._dtype
         )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_hessrank.hessian.function import Evaluation, LossFunction, LossTerm
 from lightning_hessrank.network.autograd import graph_edges
-from lightning_hessrank.network.batches import batch_size, map_tensors
+from lightning_hessrank.network.batches import batch_size, cut_batch, map_tensors, slice_batch
 from lightning_hessrank.subject.isolated import IsolatedModule
 from lightning_hessrank.subject.isolation import undisturbed
 from lightning_hessrank.subject.step import Step, StepResult
@@ -54,6 +56,8 @@ class Subject(IsolatedModule):
             self.batches = [self.cast(batch) for batch in batches]
         self.total_samples = sum(self.sizes) if total_samples is None else total_samples
         self._step = step
+        with undisturbed():
+            self.settle([partial(self.step, batch=batch) for batch in self.batches])
 
     @property
     def num_samples(self) -> int:
@@ -62,8 +66,7 @@ class Subject(IsolatedModule):
 
     def evaluate(self, batch: Any) -> StepResult:
         """Run the step on one (cast) batch; the same value at every call."""
-        # a step may change its batch in place; bounds differentiate by it, so keep the graph
-        result = self.run(lambda shadow: self._step(shadow, map_tensors(batch, torch.clone)))
+        result = self.run(partial(self.step, batch=batch))
         if result.loss.dtype != self.dtype:
             raise TypeError(
                 f"the loss came out in {result.loss.dtype} although all weights and data are "
@@ -71,6 +74,46 @@ class Subject(IsolatedModule):
                 "constant given to a loss function); remove it, or pass loss_fn=..."
             )
         return result
+
+    def first(self, samples: int) -> Subject:
+        """Return the same network on at most so many of the samples, without copying it again."""
+        few = copy.copy(self)
+        few.batches, few.sizes, left = [], [], samples
+        for batch in self.batches:
+            if left > 0:
+                few.batches.append(cut_batch(batch, left))
+                few.sizes.append(batch_size(few.batches[-1]))
+                left -= few.sizes[-1]
+        few.total_samples = few.num_samples
+        return few
+
+    def one_by_one(self) -> Subject:
+        """Return the same network on the same samples, each a batch of its own."""
+        single = copy.copy(self)
+        single.batches = [
+            slice_batch(batch, i, i + 1)
+            for batch, size in zip(self.batches, self.sizes, strict=True)
+            for i in range(size)
+        ]
+        single.sizes = [1] * len(single.batches)
+        return single
+
+    def in_precision(self, dtype: torch.dtype) -> Subject:
+        """Return a copy of the network, on the same data, in another precision."""
+        return Subject(
+            self.shadow,
+            self.batches,
+            self._step,
+            total_samples=self.total_samples,
+            dtype=dtype,
+            seed=self._seed,
+            trainer=self._trainer,
+        )
+
+    def step(self, shadow: nn.Module, batch: Any) -> StepResult:
+        """Run the step on the copy, once and as it is; see :meth:`evaluate`."""
+        # a step may change its batch in place; bounds differentiate by it, so keep the graph
+        return self._step(shadow, map_tensors(batch, torch.clone))
 
     def loss_function(self) -> LossFunction:
         """Return the mean loss over all batches as a function of the trainable parameters."""

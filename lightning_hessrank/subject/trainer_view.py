@@ -42,12 +42,30 @@ class ReadOnly:
 
 
 class TrainerView(ReadOnly):
-    """Reads a trainer and never changes it; its loggers swallow everything."""
+    """Reads a trainer and never changes it; its loggers swallow everything.
+
+    The module that it trains is the copy, from which the view is looked at.
+    """
+
+    def __init__(self, viewed: Any) -> None:
+        super().__init__(viewed)
+        object.__setattr__(self, "_module", None)
+
+    def show(self, module: Any) -> None:
+        """Let this module be the one that is trained."""
+        object.__setattr__(self, "_module", module)
 
     def __getattr__(self, name: str) -> Any:
         if name in ("logger", "loggers"):
             return SILENCE if name == "logger" else [SILENCE]
-        return super().__getattr__(name)
+        module = object.__getattribute__(self, "_module")
+        if module is not None and name in ("model", "lightning_module"):
+            return module
+        value = super().__getattr__(name)
+        if name == "strategy":
+            value = TrainerView(value)
+            value.show(module)
+        return value
 
 
 _OPTIMIZER_METHODS = ("step", "zero_grad", "load_state_dict", "add_param_group", "toggle_model")
@@ -57,7 +75,7 @@ _MANUAL = ("manual_backward", "toggle_optimizer", "untoggle_optimizer", "clip_gr
 _COMPILED = ("forward", "training_step", "validation_step", "test_step", "predict_step")
 
 
-def detach_from_trainer(part: Any, trainer: Any) -> None:
+def detach_from_trainer(part: Any, trainer: TrainerView | None) -> None:
     """Give a copied ``LightningModule`` a read-only trainer and logging that does nothing.
 
     Args:
@@ -65,7 +83,7 @@ def detach_from_trainer(part: Any, trainer: Any) -> None:
         trainer: what it may read, or ``None``.
     """
     own = vars(part)
-    own["_trainer"] = None if trainer is None else TrainerView(trainer)
+    own["_trainer"] = trainer
     for name in _SILENT:
         own[name] = _nothing
     for name in _MANUAL:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.benchmarks import engine, subjects
+from tests.benchmarks.coverage import CASES, coverage
 from tests.benchmarks.peers import PEERS
 
 pytestmark = pytest.mark.benchmark
@@ -23,6 +24,17 @@ def test_sketch_beats_the_dense_matrix() -> None:
 
 def test_product_costs_about_two_gradients() -> None:
     assert engine.resnet(rounds=3)["lightning-hessrank, one"] <= 2.3
+
+
+@pytest.mark.parametrize(
+    ("name", "rtol"), [(name, rtol) for name, (_, rtols) in CASES.items() for rtol in rtols]
+)
+def test_intervals_and_ranges_are_honest_without_exact_resolution(name: str, rtol: float) -> None:
+    found = coverage(CASES[name][0](), rtol, 100)
+    assert found.contained == 100
+    assert found.covered >= 0.9 * found.resolved
+    if found.resolved:
+        assert found.half_width <= 0.25
 
 
 def test_intervals_cover_the_dense_count() -> None:

@@ -130,7 +130,7 @@ def test_module_without_forward_is_told_apart(here: Path, hessrank: Any) -> None
 def test_help_teaches(hessrank: Any) -> None:
     overview = hessrank("--help").stdout
     assert "Exit codes: 0 done; 1 it could not be done" in overview
-    for command in ("bound", "measure", "toeplitz"):
+    for command in ("bound", "measure", "sweep", "toeplitz"):
         assert f"  {command} " in overview
         text = hessrank(command, "--help").stdout
         assert "For example," in text

@@ -34,6 +34,8 @@ class Slow(DenseOperator):
 
 @pytest.fixture(autouse=True)
 def _clock(monkeypatch) -> None:
+    monkeypatch.setattr(module, "SMALL", 0)
+    monkeypatch.setattr(module, "reorthogonalising", lambda *_: 0.0)
     monkeypatch.setattr(module, "seconds_per_product", lambda o: getattr(o, "seconds", 1e-6))
     monkeypatch.setattr(module, "seconds_per_cube", lambda o: 1e-10)
 
@@ -75,10 +77,48 @@ def test_lanczos_where_patience_or_memory_end() -> None:
     assert impatient.method == "lanczos"
     assert impatient.reason.startswith("lanczos: an exact rank would take about 1.52 s (")
     assert impatient.reason.endswith("); at most 600 products for each part, 3 s")
-    assert (impatient.seconds, impatient.bytes) == (600 * 5e-3, 600 * 600 * 8)
+    assert (impatient.seconds, impatient.bytes) == (600 * 5e-3, (600 + 4 * 8) * 600 * 8)
     small = choose_method(operator, memory_limit=10**6)
     assert small.method == "lanczos"
     assert small.reason.startswith("lanczos: an exact rank would take 0.0 GiB (600 parameters, ")
+    assert "; at most 176 products for each part, " in small.reason
+    assert small.bytes <= 10**6
+
+
+def test_nothing_fits_is_said_before_anything_is_started() -> None:
+    with pytest.raises(MemoryError, match=r"^no method fits: an exact rank would take 0"):
+        choose_method(planted(torch.ones(20), 600), memory_limit=10**5)
+
+
+def test_small_networks_are_exact_whatever_the_clock_says(monkeypatch) -> None:
+    """A busy machine makes products look slow."""
+    operator = Slow(planted(torch.ones(20), 600).matrix, 100.0)
+    monkeypatch.setattr(module, "SMALL", 600)
+    choice = choose_method(operator)
+    assert (choice.method, choice.seconds > 3600) == ("dense", True)
+    monkeypatch.setattr(module, "SMALL", 500)
+    assert choose_method(operator).method == "lanczos"
+
+
+def test_reorthogonalising_is_counted(monkeypatch) -> None:
+    monkeypatch.undo()
+    operator = planted(torch.ones(20), 600)
+    few, many = (module.reorthogonalising(operator, size, 8) for size in (100, 400))
+    assert 0 < few < many < 60
+    clock = iter([0.3, 0.1, 0.2, 9.0])
+    monkeypatch.setattr(module, "_timed", lambda *_: next(clock))
+    assert module._best(lambda: None, operator.device) == 0.1
+    assert module._best(lambda: None, operator.device) == 9.0  # long ones are not repeated
+
+
+def test_blocks_are_as_wide_as_the_operator_multiplies() -> None:
+    operator = planted(torch.logspace(0, -3, 300))
+    wide = lanczos_rank(operator, rtol=1e-1)
+    operator.block_size = 1
+    narrow = lanczos_rank(operator, rtol=1e-1)
+    assert (wide.num_probes, narrow.num_probes) == (8, 4)
+    assert wide.rank == narrow.rank
+    assert narrow.num_products < wide.num_products
 
 
 @pytest.mark.parametrize(
@@ -146,7 +186,7 @@ def test_cost_of_a_dense_matrix_is_asked_only_where_it_fits(monkeypatch) -> None
     asked = []
     monkeypatch.setattr(PartOperator, "dense_cost", lambda self: asked.append(self.dim) or 1.0)
     operator = LossCurvature(Problem("mlp").function()).operator()
-    choose_method(operator, memory_limit=10**4)
+    choose_method(operator, memory_limit=5 * 10**4)
     assert asked == []
     choose_method(operator)
     assert asked == [operator.dim]

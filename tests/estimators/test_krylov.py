@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lightning_hessrank.estimators.basis import Basis
 from lightning_hessrank.estimators.krylov import BlockKrylov
 from lightning_hessrank.estimators.probes import GaussianProbes
 from tests.estimators.planted import planted, two_levels
@@ -70,6 +71,41 @@ def test_invariant_space_is_recognised_at_any_scale(scale: float) -> None:
     assert space.invariant
     assert space.size == 4  # three eigenvectors, and the start's component in the null space
     assert space.num_products == 4
+
+
+@pytest.mark.parametrize("chunk", [1, 7 * 8 * 75, 2**26])
+def test_basis_grows_in_chunks_of_contiguous_columns(monkeypatch, chunk: int) -> None:
+    monkeypatch.setattr("lightning_hessrank.estimators.basis.CHUNK_BYTES", chunk)
+    generator = torch.Generator().manual_seed(0)
+    columns = torch.randn(75, 40, dtype=torch.float64, generator=generator)
+    basis = Basis(75, columns.device)
+    assert basis.coordinates(columns).shape == (0, 40)
+    for first, last in ((0, 4), (4, 8), (8, 23), (23, 40)):
+        basis.append(columns[:, first:last])
+        v = columns[:, :last]
+        torch.testing.assert_close(basis.coordinates(columns), v.T @ columns, rtol=0, atol=1e-12)
+        x = columns[:last, :3]
+        torch.testing.assert_close(basis.vectors(x), v @ x, rtol=0, atol=1e-12)
+        rest = columns - v @ (v.T @ columns)
+        torch.testing.assert_close(basis.without(columns), rest, rtol=0, atol=1e-11)
+
+
+def test_a_float32_operator_has_a_float64_basis_and_drops_no_direction() -> None:
+    """Directions below 1e-3 of the largest eigenvalue are no rounding errors."""
+    values = torch.cat([torch.ones(1), torch.linspace(1e-4, 2e-4, 120)]).double()
+    operator = planted(values, 400)
+    operator.matrix, operator.dtype = operator.matrix.float(), torch.float32
+    space = grown(operator, 4, 30)
+    v = space.vectors(torch.eye(space.size, dtype=torch.float64))
+    assert v.dtype == torch.float64
+    assert not space.invariant
+    assert space.size == 120
+    unit = torch.eye(space.size, dtype=torch.float64)
+    torch.testing.assert_close(v.T @ v, unit, rtol=0, atol=1e-13)
+    pairs = space.ritz()
+    y = v @ pairs.coordinates
+    true = torch.linalg.vector_norm(operator.matrix.double() @ y - y * pairs.values, dim=0)
+    assert bool((true <= pairs.residuals + 2e-7).all())
 
 
 def test_locked_directions_are_avoided() -> None:

@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_hessrank.estimators import dense_rank
-from lightning_hessrank.hessian import Evaluation, LossCurvature
+from lightning_hessrank.hessian import Evaluation, LossCurvature, dense
 from lightning_hessrank.hessian.blocks import Block
-from lightning_hessrank.hessian.curvature import LossCurvature as Curvature
 from lightning_hessrank.hessian.samples import SampleHessian
 from lightning_hessrank.tolerance import machine_rtol
 from tests.hessian.architectures import PARTS, Given, chain
@@ -282,11 +281,11 @@ def test_cost_of_a_dense_matrix_says_which_way_it_takes(monkeypatch) -> None:
     problem = Problem("mlp", sizes=(12,))  # 53 parameters: three outputs, five inputs of the head
     operator = LossCurvature(problem.function()).operator()
     assert operator.dense_cost() == (3 + 5) / 4 + 53 / 8
-    monkeypatch.setattr(Curvature, "_sample", lambda *_: (None, frozenset()))
+    monkeypatch.setattr(dense, "sample", lambda *_: (None, frozenset()))
     assert operator.dense_cost() == 53 / 2
 
     def no_memory(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(Curvature, "_sample", no_memory)
+    monkeypatch.setattr(dense, "sample", no_memory)
     assert operator.dense_cost() == 53 / 2

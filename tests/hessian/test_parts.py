@@ -22,7 +22,7 @@ class OneAtATime(PartOperator):
 def test_pairs_of_products_shrink_where_memory_runs_out(monkeypatch) -> None:
     problem = Problem("linear", sizes=(30,))
     expected = dense_parts(LossCurvature(problem.function()).operators())
-    monkeypatch.setattr("lightning_hessrank.hessian.curvature.PartOperator", OneAtATime)
+    monkeypatch.setattr("lightning_hessrank.hessian.parts.PartOperator", OneAtATime)
     curvature = LossCurvature(problem.function())
     assert isinstance(curvature.operator(), OneAtATime)
     found = dense_parts(curvature.operators())

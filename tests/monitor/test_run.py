@@ -55,7 +55,7 @@ def test_choice_of_the_method_is_said_once_and_before_it_starts(said: Any, monke
     parts = measure.dense_parts
 
     def listening(*args: Any, **kwargs: Any) -> Any:
-        heard.append([x for x in said.messages if x.startswith("hessian: dense: exact, about ")])
+        heard.append([x for x in said.messages if x.startswith("hessian: dense: exact, ")])
         return parts(*args, **kwargs)
 
     monkeypatch.setattr(measure, "dense_parts", listening)

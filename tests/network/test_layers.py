@@ -1,205 +1,237 @@
-"""A convolution is a product of its weights with patches, whatever its geometry."""
+"""Every view of a layer is of the same map; a type from elsewhere is one function, used by all."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_hessrank.network.layers import Layer, read_layer
-from lightning_hessrank.network.recorder import LayerRecorder, RecordedUse
-from lightning_hessrank.network.unfold import unfold
+from lightning_hessrank import batch_bound, rank_bound
+from lightning_hessrank.hessian import Evaluation, LossCurvature, LossFunction, LossTerm
+from lightning_hessrank.hessian.dense import add_sampled
+from lightning_hessrank.hessian.gram import outer_factor
+from lightning_hessrank.hessian.samples import SampleHessian
+from lightning_hessrank.network.layers import (
+    Layer,
+    LayerCall,
+    Slices,
+    channels,
+    read_layer,
+    reads,
+)
+from lightning_hessrank.network.recorder import LayerRecorder
+from lightning_hessrank.network.unfold import Geometry
+from tests.oracles import curvature_parts, exact_ranks
 
-# Shapes of input and weight, and further arguments by position or by name.
-GEOMETRIES = {
-    "1d": ((2, 3, 7), (4, 3, 3), (), {}),
-    "1d bias": ((2, 3, 7), (4, 3, 3), (torch.arange(4.0, dtype=torch.float64),), {}),
-    "1d stride": ((2, 3, 8), (4, 3, 3), (None, 2), {}),
-    "1d padding": ((2, 3, 7), (4, 3, 3), (), {"padding": 2}),
-    "1d all by position": ((2, 4, 9), (6, 2, 3), (None, (2,), (1,), (2,), 2), {}),
-    "1d all by name": (
-        (2, 4, 9),
-        (6, 2, 3),
-        (),
-        {"bias": None, "stride": (2,), "padding": (1,), "dilation": (2,), "groups": 2},
-    ),
-    "1d same": ((2, 3, 7), (4, 3, 3), (), {"padding": "same"}),
-    "1d same even": ((2, 3, 7), (4, 3, 4), (), {"padding": "same"}),
-    "1d same even dilated": ((2, 3, 7), (4, 3, 2), (), {"padding": "same", "dilation": 3}),
-    "1d valid": ((2, 3, 7), (4, 3, 2), (None, 3, "valid"), {}),
-    "1d one tap": ((2, 3, 7), (4, 3, 1), (), {}),
-    "1d one tap stride": ((2, 3, 7), (4, 3, 1), (None, 2), {}),
-    "1d one tap padding": ((2, 3, 7), (4, 3, 1), (None, 1, 1), {}),
-    "1d one position": ((2, 3, 4), (4, 3, 4), (), {}),
-    "2d": ((2, 3, 5, 6), (4, 3, 3, 3), (), {}),
-    "2d even kernel": ((2, 3, 5, 6), (4, 3, 2, 4), (), {}),
-    "2d stride": ((2, 3, 6, 7), (4, 3, 3, 2), (), {"stride": (2, 3)}),
-    "2d padding": ((2, 3, 5, 4), (4, 3, 3, 3), (), {"padding": (2, 1)}),
-    "2d one number for both": ((2, 3, 5, 4), (4, 3, 3, 3), (None, (2,), (1,)), {}),
-    "2d dilation": ((2, 3, 7, 6), (4, 3, 3, 2), (), {"dilation": (2, 3)}),
-    "2d groups": ((2, 4, 5, 4), (6, 2, 2, 3), (), {"groups": 2, "padding": 1}),
-    "2d depthwise": ((2, 3, 5, 4), (6, 1, 3, 3), (None, 2, 1, 1, 3), {}),
-    "2d same": ((2, 3, 5, 4), (4, 3, 3, 5), (), {"padding": "same"}),
-    "2d same even": ((2, 3, 5, 4), (4, 3, 2, 4), (), {"padding": "same"}),
-    "2d same dilated": ((2, 3, 5, 4), (4, 3, 3, 2), (), {"padding": "same", "dilation": (2, 1)}),
-    "2d everything": (
-        (2, 4, 9, 8),
-        (2, 2, 3, 2),
-        (None,),
-        {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 3), "groups": 2},
-    ),
-    "2d empty batch": ((0, 3, 5, 4), (4, 3, 3, 3), (), {}),
-    "3d": ((2, 2, 4, 3, 5), (3, 2, 2, 1, 3), (), {}),
-    "3d stride, padding, dilation": (
-        (2, 2, 4, 5, 6),
-        (3, 2, 2, 3, 2),
-        (None, (2, 1, 3), (0, 1, 2), (1, 2, 3)),
-        {},
-    ),
-    "3d same": ((2, 2, 3, 2, 3), (3, 2, 2, 3, 1), (), {"padding": "same"}),
-    "3d groups": ((2, 4, 3, 4, 3), (4, 2, 2, 2, 2), (), {"groups": 2}),
+POSITIONWISE, GROUPED, LOCAL = "nct,mc->nmt", "ngc,gmc->ngm", "ncs,smc->nms"
+
+
+@reads("einsum")
+def einsum_layer(call: LayerCall) -> Layer | None:
+    """Three layers that PyTorch has no module for."""
+    if len(call.args) != 3 or not call.is_weight(call.args[2]):
+        return None
+    equation, a, weight = call.args
+
+    def apply(a: Tensor, w: Tensor) -> Tensor:
+        return call.func(equation, a, w)
+
+    if equation == POSITIONWISE:
+        m, c = weight.shape
+        geometry = Geometry.pointwise(a.shape[2])
+        return Layer(
+            a, weight, None, apply, Slices(1, m, c, 1), **channels(a, -2), geometry=geometry
+        )
+    if equation == GROUPED:
+        there, back = (lambda x: x.flatten(1)), (lambda x: x.unflatten(1, (len(weight), -1)))
+    elif equation == LOCAL:
+        there = lambda x: x.transpose(1, 2).flatten(1)  # noqa: E731
+        back = lambda x: x.unflatten(1, (len(weight), -1)).transpose(1, 2)  # noqa: E731
+    else:
+        return None
+    slices = Slices(*weight.shape, 1)
+    to, out = (lambda w: w[..., None]), (lambda w: w[..., 0])
+    return Layer(a, weight, None, apply, slices, to, out, there, back)
+
+
+class Einsum(nn.Module):
+    def __init__(self, equation: str, *shape: int) -> None:
+        super().__init__()
+        self.equation, self.weight = equation, nn.Parameter(torch.randn(shape) / 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum(self.equation, x, self.weight)
+
+
+# The function, and shapes of input and weight.
+CALLS: dict[str, tuple[Callable[..., Tensor], tuple[int, ...], tuple[int, ...]]] = {
+    "linear": (F.linear, (5, 4), (3, 4)),
+    "linear over a grid": (F.linear, (5, 2, 3, 4), (3, 4)),
+    "linear without samples": (F.linear, (4,), (3, 4)),
+    "matmul": (torch.matmul, (5, 4), (4, 3)),
+    "matmul over a sequence": (torch.matmul, (5, 6, 4), (4, 3)),
+    "matmul from the left": (lambda a, w: w @ a, (5, 4, 6), (3, 4)),
+    "matmul from the left without samples": (lambda a, w: w @ a, (4, 6), (3, 4)),
+    "addmm": (lambda a, w: torch.addmm(torch.zeros(3).double(), a, w), (5, 4), (4, 3)),
+    "conv1d": (partial(F.conv1d, stride=2, padding=1), (5, 2, 7), (3, 2, 3)),
+    "conv2d": (partial(F.conv2d, padding=(1, 0), dilation=2), (5, 2, 5, 6), (3, 2, 2, 3)),
+    "conv2d groups": (partial(F.conv2d, groups=2, padding=2), (5, 4, 3, 4), (6, 2, 2, 3)),
+    "conv2d one tap": (partial(F.conv2d, stride=2), (5, 4, 3, 4), (3, 4, 1, 1)),
+    "conv2d unbatched": (F.conv2d, (2, 5, 4), (3, 2, 2, 2)),
+    "conv3d": (partial(F.conv3d, padding="same"), (2, 2, 3, 2, 3), (3, 2, 3, 1, 3)),
+    "conv_transpose1d": (partial(F.conv_transpose1d, stride=2, padding=1), (5, 3, 4), (3, 2, 3)),
+    "conv_transpose2d": (partial(F.conv_transpose2d, groups=2), (2, 4, 3, 2), (4, 3, 2, 2)),
+    POSITIONWISE: (partial(torch.einsum, POSITIONWISE), (5, 4, 6), (3, 4)),
+    GROUPED: (partial(torch.einsum, GROUPED), (5, 2, 4), (2, 3, 4)),
+    LOCAL: (partial(torch.einsum, LOCAL), (5, 4, 6), (6, 3, 4)),
 }
-FUNCTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
-def from_patches(layer: Layer) -> Tensor:
-    """The definition: ``W`` times patches, in every group of channels."""
-    weight = layer.to_slices(layer.weight).flatten(2)
-    output = torch.einsum("gmc,ngcs->ngms", weight, layer.patches()).flatten(1, 2)
-    output = output.unflatten(2, layer.geometry.positions)
-    return output if layer.bias is None else layer.add_bias(output, layer.bias)
+def read(name: str) -> Layer:
+    """The layer of a call, as the recorder would read it."""
+    func, shape, kernel = CALLS[name]
+    a, w = torch.randn(shape).double(), torch.randn(kernel).double()
+    with LayerRecorder({"w": w}) as recorder:
+        func(a, w)
+    (use,) = recorder.uses
+    assert use.is_linear
+    assert recorder.elsewhere == set()
+    assert use.layer.weight is w
+    assert use.layer.input is a
+    return use.layer
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
-@pytest.mark.parametrize("name", GEOMETRIES)
-def test_patches_times_weights_are_the_convolution(name: str) -> None:
-    shape, kernel, args, kwargs = GEOMETRIES[name]
-    x = torch.randn(shape, dtype=torch.float64)
-    args = (torch.randn(kernel, dtype=torch.float64), *args)
-    expected = FUNCTIONS[len(kernel) - 2](x, *args, **kwargs)
-    layer = read_layer(FUNCTIONS[len(kernel) - 2], (x, *args), kwargs)
-    assert layer is not None
-    assert layer.geometry.positions == expected.shape[2:]
-    assert layer.places().shape == (math.prod(kernel[2:]), expected.shape[2:].numel())
-    torch.testing.assert_close(from_patches(layer), expected, rtol=0, atol=1e-13)
+@pytest.mark.parametrize("name", CALLS)
+def test_patches_and_adjoint_patches_are_those_of_the_operation(name: str) -> None:
+    layer = read(name)
+    groups, m, c, k = layer.slices
+    a, v = torch.randn_like(layer.input), torch.randn_like(layer.weight)
+    z = layer.apply(a, v)
+    g = torch.randn_like(z)
+    expected = (z * g).sum()
+    slices = layer.to_slices(v)
+    torch.testing.assert_close(layer.from_slices(slices), v, rtol=0, atol=0)
+    torch.testing.assert_close(slices.flatten()[layer.order], v.flatten(), rtol=0, atol=0)
+    z_images = layer.images(g).unflatten(1, (groups, m))
+    found = torch.einsum("gmc,ngcs,ngms->", slices.flatten(2), layer.patches(a), z_images)
+    torch.testing.assert_close(found, expected)
+    adjoint = layer.adjoint_patches(g).unflatten(2, (m, k))
+    a_images = layer.images(a).unflatten(1, (groups, c))
+    found = torch.einsum("gmck,ngmkq,ngcq->", slices, adjoint, a_images)
+    torch.testing.assert_close(found, expected)
 
 
-def test_everything_by_name_is_read_as_by_position() -> None:
-    x, w = torch.randn(2, 3, 5, 4), torch.randn(4, 3, 3, 2)
-    layer = read_layer(F.conv2d, (), {"weight": w, "input": x, "stride": 2})
-    assert layer is not None
-    assert layer.input is x
-    assert layer.weight is w
-    geometry = layer.geometry
-    assert (layer.bias, geometry.stride, layer.slices.groups) == (None, (2, 2), 1)
-    assert (geometry.dilation, geometry.padding) == ((1, 1), ((0, 0), (0, 0)))
+@pytest.mark.parametrize("name", [name for name in CALLS if read(name).geometry is not None])
+def test_a_geometry_gives_what_unit_weights_give(name: str) -> None:
+    layer = read(name)
+    general = replace(layer, geometry=None)
+    g = torch.randn_like(layer.apply(layer.input, layer.weight))
+    torch.testing.assert_close(layer.patches(), general.patches())
+    torch.testing.assert_close(layer.adjoint_patches(g), general.adjoint_patches(g))
 
 
-@pytest.mark.parametrize("dims", FUNCTIONS)
-def test_a_single_unbatched_image_has_no_geometry(dims: int) -> None:
-    x, w = torch.randn(3, *(4,) * dims), torch.randn(2, 3, *(3,) * dims)
-    assert FUNCTIONS[dims](x, w).ndim == dims + 1  # PyTorch does accept it
-    assert read_layer(FUNCTIONS[dims], (x, w), {}).geometry is None
-    assert read_layer(FUNCTIONS[dims], (x.unsqueeze(0), w), {}).geometry is not None
+@pytest.mark.parametrize("name", CALLS)
+def test_a_layer_is_its_toeplitz_matrix(name: str) -> None:
+    layer = read(name)
+    T, z = layer.toeplitz(), layer.apply(layer.input, layer.weight)
+    if not layer.has_samples:
+        layer, z = replace(layer, input=layer.input[None], has_samples=True), z[None]
+    dense = T.to_dense()
+    assert dense.shape == T.shape == (z[0].numel(), layer.input[0].numel())
+    torch.testing.assert_close(dense @ layer.input.flatten(1).T, z.flatten(1).T)
+    g = torch.randn(T.shape[0]).double()
+    torch.testing.assert_close(T.transposed_matmul(g), dense.T @ g)
 
 
-def test_unfold_of_any_dimension() -> None:
-    images, places = torch.arange(24.0).view(2, 4, 3), torch.tensor([[0, 4], [3, 1], [2, 2]])
-    padded = torch.cat([images, torch.zeros(2, 1, 3)], dim=1)
-    found = unfold(images, places, dim=1)
-    assert found.shape == (2, 3, 2, 3)
-    for tap, position in torch.cartesian_prod(torch.arange(3), torch.arange(2)):
-        assert found[:, tap, position].equal(padded[:, places[tap, position]])
+@pytest.mark.parametrize(
+    ("left", "bias", "is_layer"),
+    [
+        (False, (3,), True),
+        (False, (1, 3), True),
+        (False, (5, 3), False),
+        (False, (1,), False),
+        (True, (3, 1), True),
+        (True, (3,), False),
+    ],
+)
+def test_what_addmm_adds_is_a_bias_only_along_the_channels(
+    left: bool, bias: tuple[int, ...], is_layer: bool
+) -> None:
+    a, w = torch.randn(4, 3) if left else torch.randn(5, 4), torch.randn(4, 3)
+    w = w.T if left else w
+    factors = (w, a) if left else (a, w)
+    b = torch.randn(bias)
+    expected = torch.addmm(b, *factors)
+    layer = read_layer(torch.addmm, (b, *factors), {}, lambda x: x is w or x is b)
+    assert (layer is not None) == is_layer
+    if layer is not None:
+        torch.testing.assert_close(layer.add_bias(layer.apply(a, w), b), expected)
 
 
-def test_one_tap_everywhere_copies_nothing() -> None:
-    images = torch.randn(2, 3, 5)
-    view = unfold(images, torch.arange(5)[None], dim=2)
-    assert view.shape == (2, 3, 1, 5)
-    assert view.data_ptr() == images.data_ptr()
-    other = unfold(images, torch.tensor([[0, 2, 1, 3, 4]]), dim=2)
-    assert other[:, :, 0].equal(images[:, :, [0, 2, 1, 3, 4]])
+def networks() -> dict[str, nn.Module]:
+    return {
+        POSITIONWISE: nn.Sequential(
+            nn.Unflatten(1, (3, 2)), Einsum(POSITIONWISE, 4, 3), nn.Flatten(), nn.Linear(8, 2)
+        ),
+        GROUPED: nn.Sequential(
+            nn.Unflatten(1, (2, 3)), Einsum(GROUPED, 2, 4, 3), nn.Flatten(), nn.Linear(8, 2)
+        ),
+        LOCAL: nn.Sequential(
+            nn.Unflatten(1, (2, 3)), Einsum(LOCAL, 3, 4, 2), nn.Flatten(), nn.Linear(12, 2)
+        ),
+    }
 
 
-LAYERS = {
-    "linear": (nn.Linear(4, 3), (5, 4)),
-    "linear over a sequence": (nn.Linear(4, 3, bias=False), (5, 6, 4)),
-    "linear over a grid": (nn.Linear(4, 3), (5, 2, 3, 4)),
-    "conv1d": (nn.Conv1d(2, 3, 3, stride=2, padding=1), (5, 2, 7)),
-    "conv2d": (nn.Conv2d(2, 3, (2, 3), padding=(1, 0), bias=False), (5, 2, 4, 4)),
-    "conv2d same": (nn.Conv2d(2, 3, 3, padding="same", dilation=2), (5, 2, 4, 4)),
-    "conv2d circular": (nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular"), (5, 2, 4, 4)),
-    "conv2d groups": (nn.Conv2d(4, 6, 2, groups=2), (5, 4, 3, 4)),
-    "conv3d depthwise": (nn.Conv3d(2, 4, 2, groups=2), (5, 2, 3, 2, 3)),
-}
+@pytest.mark.parametrize("activation", [nn.Identity, nn.Tanh])
+@pytest.mark.parametrize("name", [POSITIONWISE, GROUPED, LOCAL])
+def test_a_new_type_has_bounds(name: str, activation: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    net = networks()[name].double()
+    net.insert(2, activation())
+    x, y = torch.randn(1, 6).double(), torch.randn(1, 2).double()
+    exact = exact_ranks(net, x)
+    bound = batch_bound(net, F.mse_loss, (x, y))
+    assert "counted in full" not in bound.reason
+    assert exact["total"] <= bound.total < bound.num_parameters
+    for kind in ("patch", "generic") if activation is nn.Identity else ():
+        linear = rank_bound(net, x, data=x, kind=kind)
+        assert linear.is_theorem
+        assert all(exact[part] <= getattr(linear, part) for part in exact)
+        if kind == "generic":
+            assert exact == {part: getattr(linear, part) for part in exact}
 
 
-def record(module: nn.Module, x: Tensor) -> tuple[list[RecordedUse], Tensor]:
-    """Uses of layers whose geometry is known."""
-    with LayerRecorder(dict(module.named_parameters())) as recorder:
-        output = module(x)
-    return [use for use in recorder.uses if use.layer.geometry is not None], output
+@pytest.mark.parametrize("name", [POSITIONWISE, GROUPED, LOCAL])
+def test_a_new_type_has_a_factor_and_derivatives_by_samples(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SampleHessian, "cost", 0)  # taken at any cost
+    torch.manual_seed(0)
+    net = networks()[name].double()
+    net.insert(2, nn.Tanh())
+    x, y = torch.randn(3, 6).double(), torch.randn(3, 2).double()
 
+    def evaluate() -> Evaluation:
+        output = net(x)
+        return Evaluation(F.mse_loss(output, y), (output,))
 
-@pytest.mark.parametrize("name", LAYERS)
-def test_signals_times_patches_are_the_gradients_of_every_sample(name: str) -> None:
-    module, shape = LAYERS[name]
-    module = module.double()
-    (use,), output = record(module, torch.randn(shape, dtype=torch.float64))
-    layer = use.layer
-    cotangents = torch.randn(2, *output.shape, dtype=torch.float64)
-    signals, patches = layer.signals(cotangents), layer.patches()
-    gradients = torch.einsum("kngms,ngcs->kngmc", signals, patches).flatten(2, 3)
-    for k, n in torch.cartesian_prod(torch.arange(2), torch.arange(5)):
-        loss = (output[n] * cotangents[k, n]).sum()
-        expected = torch.autograd.grad(loss, list(module.parameters()), retain_graph=True)
-        torch.testing.assert_close(gradients[k, n], expected[0].flatten(1), rtol=0, atol=1e-13)
-        if module.bias is not None:
-            sums = signals[k, n].sum(-1).flatten()
-            torch.testing.assert_close(sums, expected[1], rtol=0, atol=1e-13)
-
-
-@pytest.mark.parametrize("name", LAYERS)
-def test_a_layer_knows_its_shapes(name: str) -> None:
-    module, shape = LAYERS[name]
-    module = module.double()
-    (use,), output = record(module, torch.randn(shape, dtype=torch.float64))
-    layer = use.layer
-    assert layer.weight is module.weight
-    assert layer.bias is module.bias
-    assert layer.slices.groups == getattr(module, "groups", 1)
-    assert layer.in_channels == getattr(module, "in_channels", shape[-1])
-    for x in (layer.input, use.output):
-        assert layer.channels_back(layer.channels_first(x)).equal(x)
-    assert layer.channels_first(output).shape[1] == len(module.weight)
-    assert layer.images(use.output).shape[:2] == (5, len(module.weight))
-    taps = module.weight[0, 0].numel() if module.weight.ndim > 2 else 1
-    assert layer.places().shape == (taps, layer.images(use.output).shape[2])
-
-
-def test_calls_are_remembered_in_order_and_survive_in_place_activations() -> None:
-    first, second = nn.Conv1d(2, 3, 2), nn.Linear(5, 4)
-    net = nn.Sequential(first, nn.ReLU(inplace=True), second, nn.ReLU(inplace=True))
-    x = torch.randn(3, 2, 6)
-    uses, output = record(net, x)
-    assert [use.layer.weight for use in uses] == [first.weight, second.weight]
-    assert torch.equal(uses[0].output, first(x))
-    assert bool((uses[0].output < 0).any())
-    assert torch.equal(output, net(x))
-    (signal,) = torch.autograd.grad(output.sum(), uses[0].output)
-    assert bool((signal[uses[0].output < 0] == 0).all())
-    assert bool(signal.any())
-
-
-def test_what_has_no_samples_or_is_no_layer_is_not_remembered() -> None:
-    net = nn.Linear(4, 3)
-    x = torch.randn(4)
-    assert record(net, x)[0] == []
-    assert record(nn.Conv1d(4, 3, 1), x[:, None])[0] == []
-    assert record(nn.ConvTranspose1d(4, 3, 1), x[None, :, None])[0] == []
-    uses, output = record(nn.Tanh(), x)
-    assert uses == []
-    assert torch.equal(output, x.tanh())
+    parameters = dict(net.named_parameters())
+    curvature = LossCurvature(LossFunction(parameters, [LossTerm(1.0, evaluate)]))
+    parts = curvature_parts(net, x, "mse", y)
+    outer = parts["jacobian"].T @ parts["curvature"] @ parts["jacobian"]
+    factor = outer_factor(curvature, tuple(range(len(parameters))))
+    assert factor is not None
+    torch.testing.assert_close(factor.T @ factor, outer)
+    total = torch.zeros(curvature.num_parameters, curvature.num_parameters).double()
+    starts = {0: 0, 1: curvature.sizes[0], 2: sum(curvature.sizes[:2])}
+    covered = add_sampled(curvature, "total", starts, total, lambda _: None)
+    assert covered == ({0, 1, 2} if name == POSITIONWISE else {1, 2})
+    if name == POSITIONWISE:
+        found = (total + total.T) / 2
+        torch.testing.assert_close(found, parts["functional"] + outer)

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from lightning_hessrank.subject.shadow import release, rewound, shadow_copy
+from lightning_hessrank.subject.shadow import release, shadow_copy
+from lightning_hessrank.subject.state import State
 
 CPU = torch.device("cpu")
 
@@ -44,7 +45,7 @@ def test_what_a_run_changes_is_forgotten() -> None:
     shadow = shadow_copy(net(), dtype=torch.float64, device=CPU)
     shadow.steps, shadow.seen, shadow.rng = [1], {"a"}, torch.Generator().manual_seed(1)
     shadow.others, shadow.python = np.random.default_rng(1), random.Random(1)
-    with rewound(shadow):
+    with State(shadow, shadow.parameters()).rewound():
         shadow(torch.randn(5, 2, dtype=torch.float64))
         shadow.steps.append(2)
         shadow.seen.clear()

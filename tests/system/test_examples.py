@@ -18,8 +18,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 pytestmark = pytest.mark.slow
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-#: Tested on their own: `test_digits_example.py`, `bounds/`.
-ELSEWHERE = {"digits", "channel_growth"}
+#: Tested on its own: `test_digits_example.py`. So are the scripts of `paper/`.
+ELSEWHERE = {"digits"}
 
 
 @pytest.fixture(autouse=True)

@@ -83,28 +83,12 @@ def the_map() -> dict[str, set[str]]:
     }
 
 
-#: Circles that are being mended; each leaves the list when it is.
-KNOWN_CIRCLES = {
-    frozenset({"hessian.curvature", "hessian.dense", "hessian.parts"}),
-    frozenset(
-        {
-            "results",
-            "dashboard.figures",
-            "dashboard.figures.history",
-            "dashboard.figures.layers",
-            "dashboard.figures.spectrum",
-        }
-    ),
-}
-
-
 def test_no_circle_between_files() -> None:
-    known = {frozenset(f"{PACKAGE}.{name}" for name in circle) for circle in KNOWN_CIRCLES}
-    assert circles(IMPORTS) == known
+    assert circles(IMPORTS) == set()
 
 
 def test_no_circle_between_rooms() -> None:
-    assert circles(ROOMS) == ({frozenset({"results", "dashboard"})} if KNOWN_CIRCLES else set())
+    assert circles(ROOMS) == set()
 
 
 def test_the_map_names_every_room() -> None:
@@ -117,7 +101,7 @@ def test_a_room_imports_what_the_map_says(name: str) -> None:
 
 
 def test_the_map_runs_downward_only() -> None:
-    seen: set[str] = {"dashboard"} if KNOWN_CIRCLES else set()
+    seen: set[str] = set()
     for name, imports in the_map().items():
         assert imports <= seen, f"{name} stands above what it imports"
         seen.add(name)

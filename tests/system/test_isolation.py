@@ -21,6 +21,7 @@ from lightning_hessrank import HessianRankMonitor
 from lightning_hessrank.monitor import reference
 from lightning_hessrank.monitor import run as monitor_run
 from lightning_hessrank.subject import isolated, trainer_view
+from lightning_hessrank.subject.state import State
 from tests.slow import first
 from tests.training import (
     NAMESPACES,
@@ -155,7 +156,7 @@ def test_with_weight_averaging() -> None:
 def without_copy(patch: pytest.MonkeyPatch) -> None:
     """Measure on the live module, which is float64 here already."""
     patch.setattr(isolated, "shadow_copy", lambda module, **options: module)
-    patch.setattr(isolated, "rewound", lambda module: nullcontext())
+    patch.setattr(State, "rewound", lambda state: nullcontext())
     patch.setattr(isolated, "release", lambda module: None)
 
 

@@ -9,7 +9,11 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SOURCES, TESTS = ROOT / "lightning_hessrank", ROOT / "tests"
 #: Folders of tests without one source, and why they have none.
-CROSSING = {"system": "what many sources do together", "benchmarks": "speed and memory"}
+CROSSING = {
+    "system": "what many sources do together",
+    "benchmarks": "speed and memory",
+    "paper": "the scripts of examples/paper",
+}
 #: Sources without a test file of their own, and where they are tested.
 ELSEWHERE = {
     # Steps on the way to a bound: only the bound has an oracle.
@@ -21,18 +25,26 @@ ELSEWHERE = {
     "bounds/trace.py": "bounds/test_surrogate.py",
     # Steps on the way to a dense matrix, compared with `torch.func` there.
     "hessian/blocks.py": "hessian/test_samples.py",
+    "hessian/gram.py": "hessian/test_factor.py",
     "hessian/graph.py": "hessian/test_curvature.py",
     # One object seen in two files.
     "network/operator.py": "network/test_toeplitz.py",
-    "network/recorder.py": "network/test_layers.py",
-    "network/unfold.py": "network/test_layers.py",
     "estimators/core.py": "estimators/test_sketch.py",
+    "estimators/search.py": "estimators/test_lanczos.py",
     # Behind the door that they were made for.
     "bounding.py": "subject/test_output.py",
     "cli/app.py": "cli/test_bound.py",
+    "cli/family.py": "cli/test_sweep.py",
+    "dashboard/figures/growth.py": "cli/test_sweep.py",
+    "cli/history.py": "cli/test_measure.py",
     "cli/offline.py": "cli/test_measure.py",
+    "monitor/place.py": "cli/test_measure.py",
+    "monitor/bounds.py": "monitor/test_run.py",
     "estimators/registry.py": "system/test_extending.py",
     "monitor/log.py": "monitor/test_run.py",
+    "monitor/form.py": "monitor/test_checks.py",
+    "subject/protection.py": "subject/test_comparison.py",
+    "opening.py": "hessian/test_verify.py",
     "sums.py": "test_metrics.py",
 }
 

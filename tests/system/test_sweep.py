@@ -50,7 +50,7 @@ def check(seed: int, **options: Any) -> None:
             assert (bound.outer, bound.functional) == (exact["outer"], exact["functional"])
 
 
-@pytest.mark.parametrize("seed", first(2, range(40)))
+@pytest.mark.parametrize("seed", first(1, range(40)))
 def test_no_bound_is_below_the_exact_rank(seed: int) -> None:
     check(seed, max_parameters=150)
 

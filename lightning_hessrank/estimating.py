@@ -1,0 +1,241 @@
+"""Estimates within a budget: what a plan asks for, measured part by part, and whatever is known."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from lightning_hessrank.budget import PROBE_SAMPLES, Plan, make_plan
+from lightning_hessrank.estimators import UnresolvedError, estimate_rank, smaller_rank
+from lightning_hessrank.hessian import LossCurvature, Progress, SymmetricOperator
+from lightning_hessrank.hessian.memory import memory_limit
+from lightning_hessrank.hessian.operator import agrees, random_vectors
+from lightning_hessrank.hessian.verify import unexplained_share
+from lightning_hessrank.opening import opened, shared
+from lightning_hessrank.processes import Processes
+from lightning_hessrank.results import PARTS, Part, RankBound, RankEstimate
+from lightning_hessrank.subject.isolation import undisturbed
+from lightning_hessrank.subject.subject import Subject
+
+#: Shares of the budget at whose ends the outer part, the total and the functional part are due.
+DUE = {"outer": 0.3, "total": 0.65, "functional": 0.85}
+#: Rows of the outer part's smaller matrix that are tried.
+MAX_ROWS = 5000
+
+
+@dataclass(frozen=True, eq=False)
+class Ranks:
+    """Ranks of the Hessian at one set of weights."""
+
+    parts: dict[Part, RankEstimate]
+    """``"total"`` always; the others where the network's output is known."""
+    layers: dict[str, RankEstimate] = field(default_factory=dict)
+    """Of each layer's diagonal block, where they were asked for."""
+    loss: float = math.nan
+    """Mean loss on the reference data."""
+    unexplained: float = 0.0
+    """Share of the Hessian that does not pass through the network's output."""
+    plan: Plan | None = None
+    """What was decided for the run, where there is a time budget."""
+    notes: tuple[str, ...] = ()
+    """What a reader should be told of these numbers."""
+
+    @property
+    def total(self) -> RankEstimate:
+        """Of the Hessian itself."""
+        return self.parts["total"]
+
+
+def planned(
+    subject: Subject,
+    processes: Processes,
+    max_seconds: float,
+    *,
+    rtol: float | None,
+    bound: RankBound | None,
+    max_rank: int | None,
+) -> Plan:
+    """Decide, on the first process for all, what a time budget buys; see :mod:`.budget`."""
+    memory = min(processes.gather(memory_limit(subject.device)))
+    with undisturbed():
+        plan = make_plan(
+            subject,
+            max_seconds=max_seconds,
+            memory=memory,
+            rtol=rtol,
+            bound=bound,
+            max_rank=max_rank,
+        )
+    return processes.first(plan)
+
+
+class _OutOfTimeError(Exception):
+    """A part takes longer than its share of the budget."""
+
+
+class _Due:
+    """Progress that passes reports on, and ends work at a deadline."""
+
+    def __init__(self, progress: Progress | None, deadline: float) -> None:
+        self._progress, self._deadline = progress, deadline
+
+    def __call__(self, done: int, total: int) -> None:
+        if self._progress is not None:
+            self._progress(done, total)
+        if done < total and time.perf_counter() > self._deadline:
+            raise _OutOfTimeError
+
+
+def estimates(
+    subject: Subject,
+    plan: Plan,
+    *,
+    rtol: float | None,
+    parts: Sequence[Part] | None,
+    processes: Processes,
+    verify: bool,
+    seed: int,
+    progress: Progress | None,
+    deadline: float | None,
+) -> Ranks:
+    """Measure what a plan asks for, the outer part exactly where it has a small matrix.
+
+    A part that fails costs only itself. Arguments as of :func:`lightning_hessrank.measure.measure`.
+
+    Raises:
+        NonFiniteError: the loss or a Hessian is not finite, on any process.
+        WrongProductError, NoSecondDerivativeError: see there.
+    """
+    began = time.perf_counter()
+    left = math.inf if deadline is None else deadline - began
+    subject = subject if plan.num_samples is None else subject.first(plan.num_samples)
+
+    def due(part: Part) -> float:
+        return began + DUE[part] * left
+
+    few = subject.first(PROBE_SAMPLES)
+    with opened(few, processes, verify=verify, seed=seed) as curvature:
+        known = all(processes.gather(curvature.outputs_known))
+        unexplained = unexplained_share(curvature, seed=seed) if known and parts is None else 0.0
+        unexplained = max(processes.gather(unexplained))
+    wanted = tuple(parts or (PARTS if known else PARTS[:1]))
+    found: dict[Part, RankEstimate] = {}
+    notes: list[str] = []
+    with opened(subject, processes, verify=False, seed=seed) as curvature:
+        loss = sum(processes.gather(curvature.loss))
+        if "outer" in wanted and processes.count == 1:
+            outer = _outer(subject, curvature, rtol, progress, due("outer"))
+            found |= {} if outer is None else {"outer": outer}
+        part_estimates = _Estimates(plan, rtol, processes, seed, progress, notes)
+        if plan.dtype == subject.dtype:
+            for part in [x for x in ("total", "functional", "outer") if x in wanted]:
+                if part not in found:
+                    found[part] = part_estimates(curvature, part, due(part))
+    missing = [x for x in ("total", "functional", "outer") if x in wanted and x not in found]
+    if missing:
+        single = subject.in_precision(plan.dtype)
+        try:
+            with opened(single, processes, verify=False, seed=seed) as curvature:
+                for part in missing:
+                    found[part] = part_estimates(curvature, part, due(part))
+        finally:
+            single.release()
+    ordered = {part: found[part] for part in PARTS if part in found}
+    total = ordered.get("total")
+    if plan.headline is None and total is not None and not math.isnan(total.rank):
+        plan = replace(plan, headline=total.rtol)
+    return Ranks(ordered, {}, loss, unexplained, plan, tuple(notes))
+
+
+@dataclass(frozen=True)
+class _Estimates:
+    """Estimates part after part, and what to say of them."""
+
+    plan: Plan
+    rtol: float | None
+    processes: Processes
+    seed: int
+    progress: Progress | None
+    notes: list[str] = field(default_factory=list)
+
+    def __call__(self, curvature: LossCurvature, part: Part, deadline: float) -> RankEstimate:
+        operator = shared(curvature.operator(part), self.processes)
+        try:
+            estimate = estimate_rank(
+                operator,
+                method="lanczos",
+                rtol=self.rtol,
+                seed=self.seed,
+                memory_limit=min(self.processes.gather(memory_limit(operator.device))),
+                part=part,
+                progress=self.progress,
+                max_products=self.plan.products(part),
+                deadline=None if self.processes.count > 1 else deadline,
+            )
+        except UnresolvedError as error:
+            if error.partial is None:
+                raise
+            estimate = error.partial
+        return self._headlined(estimate)
+
+    def _headlined(self, estimate: RankEstimate) -> RankEstimate:
+        """Let the rank be the count at the tolerance of the run.
+
+        That is what was asked for, or the finest that the first estimate of the run resolved.
+        """
+        resolved = {**estimate.counts}
+        if not math.isnan(estimate.rank):
+            resolved[estimate.rtol] = estimate.rank
+        rtol = self.rtol or self.plan.headline or min(resolved, default=estimate.rtol)
+        if rtol == estimate.rtol and not math.isnan(estimate.rank):
+            return estimate
+        if rtol not in resolved:
+            low, high = estimate.range_at(rtol)
+            self.notes.append(
+                f"the count of the {estimate.part} Hessian at rtol={rtol:.3g} is not resolved "
+                f"within the budget (between {low:,} and {high:,} of {estimate.num_parameters:,});"
+                " a larger max_seconds or a larger rtol helps"
+            )
+        return replace(
+            estimate,
+            rank=resolved.get(rtol, math.nan),
+            std_error=estimate.count_errors.get(rtol, 0.0) if rtol in resolved else math.nan,
+            rtol=rtol,
+            tolerance=estimate.tolerance * rtol / estimate.rtol,
+        )
+
+
+def _outer(
+    subject: Subject,
+    curvature: LossCurvature,
+    rtol: float | None,
+    progress: Progress | None,
+    deadline: float,
+) -> RankEstimate | None:
+    """Find the outer part's spectrum exactly, if it has few rows and there is time for it.
+
+    Sample by sample, so that the gradient of one sample is one pass through the graph of it alone;
+    that the loss is the mean over the samples is checked by products.
+    """
+    outputs = sum(x.numel() for _, graph in curvature.graphs() for x in graph.outputs)
+    if not curvature.outputs_known or outputs > MAX_ROWS * 1.2:
+        return None
+    whole = curvature.operator("outer")
+    singles = LossCurvature(subject.one_by_one().loss_function()).operator("outer")
+    vectors = random_vectors(whole.dim, torch.empty(0, dtype=whole.dtype, device=whole.device))
+    if not agrees(_products(singles, vectors), _products(whole, vectors)):
+        return None
+    try:
+        return smaller_rank(
+            singles, rtol=rtol, max_rows=MAX_ROWS, part="outer", progress=_Due(progress, deadline)
+        )
+    except (_OutOfTimeError, MemoryError):
+        return None
+
+
+def _products(operator: SymmetricOperator, vectors: torch.Tensor) -> torch.Tensor:
+    return operator.matmat(vectors)
