@@ -27,7 +27,7 @@ In modules of their own:
 ``lightning_hessrank.dashboard.images.image_logger``  add a logger that takes images
 =============================================  =====================================================
 
-``hessrank``, or ``python -m lightning_hessrank``, is the command line. The repository's
+The command line is ``hessrank``, or ``python -m lightning_hessrank``. The repository's
 CONTRIBUTING.md shows how to add what can be added.
 """
 

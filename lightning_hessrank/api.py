@@ -86,6 +86,13 @@ def hessian_rank(
         NoSecondDerivativeError: an operation has none; the message names it.
         UnresolvedError: sketch or lanczos cannot tell the count at this tolerance.
         MemoryError: what the method needs does not fit.
+
+    Example:
+        >>> from lightning_hessrank import hessian_rank
+        >>> model = torch.nn.Linear(3, 2)
+        >>> data = torch.eye(3), torch.zeros(3, 2)
+        >>> hessian_rank(model, torch.nn.functional.mse_loss, data, method="dense").rank
+        6
     """
     check_choice("part", part, PARTS)
     check_choice("method", method, method_names())
@@ -158,6 +165,13 @@ def rank_bound(
             apply to it; the message names the layer and the reason.
         TypeError: ``model`` is not a module, or ``loss`` is not recognised.
         ValueError: no trainable parameters, or arguments that contradict each other.
+
+    Example:
+        >>> from lightning_hessrank import rank_bound
+        >>> model = torch.nn.Sequential(torch.nn.Linear(10, 4), torch.nn.Linear(4, 3))
+        >>> bound = rank_bound(model, torch.zeros(1, 10), loss="cross_entropy")
+        >>> bound.total, bound.num_parameters, bound.is_theorem
+        (46, 59, True)
     """
     check_model(model)
     known = loss_kind(loss)
@@ -198,6 +212,13 @@ def batch_bound(model: nn.Module, loss_fn: LossCallable | str, data: Any) -> Ran
         NonFiniteError: an activation or a signal is not finite; the message says where.
         TypeError: ``model`` is not a module or ``data`` no pairs.
         ValueError: no trainable parameters, no data, an empty batch, or ambiguous data.
+
+    Example:
+        >>> from lightning_hessrank import batch_bound
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
+        >>> bound = batch_bound(model, "mse", (torch.eye(3), torch.zeros(3, 1)))
+        >>> bound.is_theorem, bound.num_samples
+        (True, 3)
     """
     check_model(model)
     if not any(x.requires_grad for x in model.parameters()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -461,3 +462,22 @@ def test_bars_on_a_terminal_leave_only_the_table(run: list[dict[str, Any]], here
     assert {line for line in terminal.final if SAID in line} == {SAID}
     start = next(i for i, x in enumerate(terminal.final) if x.split()[:2] == ["step", "epoch"])
     assert [line.split()[0] for line in terminal.final[start + 1 : start + 4]] == ["4", "8", "12"]
+
+
+@pytest.mark.slow
+def test_fifty_interruptions_at_random_moments_lose_nothing(run: list[dict[str, Any]]) -> None:
+    command = [sys.executable, "-m", "tests.cli.interrupted", "50"]
+    paths = os.pathsep.join([str(Path(__file__).parents[2]), str(Path.cwd())])
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["interrupted"] >= 25
+    assert found["steps"] == found["every"] == [x["step"] for x in run[1:]]
+    live = [x["rank"] for x in run[1:]]
+    assert [float(row["hessian/rank"]) for row in rows()] == live
