@@ -171,7 +171,7 @@ def rank_bound(
         >>> model = torch.nn.Sequential(torch.nn.Linear(10, 4), torch.nn.Linear(4, 3))
         >>> bound = rank_bound(model, torch.zeros(1, 10), loss="cross_entropy")
         >>> bound.total, bound.num_parameters, bound.is_theorem
-        (46, 59, True)
+        (36, 59, True)
     """
     check_model(model)
     known = loss_kind(loss)
@@ -215,8 +215,8 @@ def batch_bound(model: nn.Module, loss_fn: LossCallable | str, data: Any) -> Ran
 
     Example:
         >>> from lightning_hessrank import batch_bound
-        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
-        >>> bound = batch_bound(model, "mse", (torch.eye(3), torch.zeros(3, 1)))
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh())
+        >>> bound = batch_bound(model, "mse", (torch.eye(3), torch.zeros(3, 4)))
         >>> bound.is_theorem, bound.num_samples
         (True, 3)
     """
