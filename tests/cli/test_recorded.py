@@ -78,10 +78,7 @@ def test_other_data_are_said_to_be_others(
     train(here, monkeypatch, monitor)
     result = hessrank(*COMMAND, "--data", "train:Data", "--output", "other")
     assert result.exit_code == 0, result.output
-    assert (
-        "Warning: measured on other data than the run's own, so the ranks are not those of its"
-        in (result.stderr)
-    )
+    assert "Warning: measured on other data than the run's own" in result.stderr
     assert [x["num_samples"] for x in kept("other")] == [64, 64]
     assert "samples 64" in result.stdout
     bound = hessrank("bound", "train:Net(width=5)", "--data", "train:Data", "--format", "json")
