@@ -137,6 +137,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     # The images are in memory: a loader without worker processes is the fastest there is.
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*LeafSpec.*")  # of torch, used by Lightning
 
     pl.seed_everything(args.seed)
     model, data = Classifier(args.model, args.activation), Digits()

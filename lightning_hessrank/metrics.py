@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-import lightning_hessrank.dashboard.figures  # noqa: F401  (so that results know how to plot)
 from lightning_hessrank.api import check_choice, check_model
 from lightning_hessrank.estimators.sketch import OVERSAMPLING
 from lightning_hessrank.network.batches import fingerprint

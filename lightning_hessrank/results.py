@@ -1,12 +1,14 @@
 """Frozen results: what was measured or bounded, how sure it is, and what it cost.
 
-Data only: results know no figures. Whoever can draw one registers with :func:`figure_of`, so that
-``result.plot()`` works wherever the package is imported, and nothing here depends on how.
+Data only: results know no figures. Whoever can draw one registers with :func:`figure_of`, and
+nothing here depends on how. Until then a deputy stands there, which finds the package's own figures
+when the first is drawn: ``result.plot()`` works wherever a result comes from, a pickle for one.
 """
 
 from __future__ import annotations
 
 import html
+import importlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -27,6 +29,9 @@ Method = Literal["dense", "sketch", "lanczos"] | str
 """Name of an estimator: these, and what :func:`lightning_hessrank.estimators.estimator` added."""
 BoundKind = Literal["closed-form", "generic", "patch", "batch"]
 
+#: What draws results, unless something else has registered.
+FIGURES = f"{__name__.rpartition('.')[0]}.dashboard.figures"
+
 PARTS: tuple[Part, ...] = ("total", "outer", "functional")
 
 
@@ -45,10 +50,7 @@ def figure_of(result: object, *further: Any) -> Figure:
     Raises:
         TypeError: nothing is registered that draws results of this type.
     """
-    raise TypeError(
-        f"there is no figure of a {type(result).__name__}: figures of results are drawn by "
-        "lightning_hessrank.dashboard.figures, which is to be imported first"
-    )
+    raise TypeError(f"there is no figure of a {type(result).__name__}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -396,6 +398,16 @@ class Measurement:
                 for name, x in self.layers.items()
             }
         return record
+
+
+def _first_figure(result: object, *further: Any) -> Figure:
+    """Let the package's figures register, in the place of this, and draw the first."""
+    importlib.import_module(FIGURES)
+    return figure_of(result, *further)
+
+
+for _type in (RankEstimate, RankBound):
+    figure_of.register(_type, _first_figure)
 
 
 def validity(is_theorem: bool) -> str:

@@ -157,6 +157,7 @@ def measure(
         raise typer.BadParameter(
             f"there is no *.ckpt in {checkpoints} or below", param_hint="'--checkpoints'"
         )
+    total = len(found) + len(failures)
     own = _own(recorded_monitors(found), name)
     _check_data(own, data, max_samples)
     options = {
@@ -193,7 +194,7 @@ def measure(
             raise typer.Exit(130) from None
         finally:
             run.close()
-    _report(run, failures, of=len(found) + len(failures))
+    _report(run, failures, of=total)
 
 
 def _own(monitors: dict[str, Recorded], name: str | None) -> Recorded | None:

@@ -139,7 +139,9 @@ def find_loss(text: str) -> str | Callable[..., Any]:
         )
     with user_code(f"building {text!r}", "'--loss'"):
         spec = Spec.parse(text)
-        loss = spec.build() if isinstance(spec.target, type) or spec.args else spec.target
+        loss = (
+            spec.build() if isinstance(spec.target, type) or spec.args is not None else spec.target
+        )
     if not callable(loss):
         raise typer.BadParameter(f"{text!r} cannot be called", param_hint="'--loss'")
     return loss

@@ -33,7 +33,6 @@ ELSEWHERE = {
     "estimators/search.py": "estimators/test_lanczos.py",
     # Behind the door that they were made for.
     "bounding.py": "subject/test_output.py",
-    "cli/app.py": "cli/test_bound.py",
     "cli/family.py": "cli/test_sweep.py",
     "dashboard/figures/growth.py": "cli/test_sweep.py",
     "cli/history.py": "cli/test_measure.py",
