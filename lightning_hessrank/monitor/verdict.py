@@ -21,7 +21,7 @@ def verdict(history: History, *, name: str, skipped: int = 0, failed: int = 0) -
         failed: measurements that failed.
     """
     if not history:
-        return f"{name}: no rank was measured{_missing(skipped, failed)}"
+        return f"{name}: no rank was measured in this process{_missing(skipped, failed)}"
     last = history[-1]
     pieces = [f"rank {_from_to(history)} of {last['num_parameters']:,} parameters"]
     if "bound" in last:

@@ -82,7 +82,7 @@ def test_help_lists_every_command_as_it_introduces_itself(hessrank: Any) -> None
         (
             ("bound", "torch.nn:Linear(6, 3)", "-i", "6", "--loss", "bad.py:loss()"),
             2,
-            "Error: Invalid value for '--loss': building 'bad.py:loss()' failed: bad.py:28: "
+            "Error: Invalid value for '--loss': building 'bad.py:loss()' failed: bad.py:27: "
             "ZeroDivisionError: of my own",
         ),
         (

@@ -37,7 +37,7 @@ def test_what_is_missing_is_said_with_its_reason() -> None:
         "(theorem); 1 measurement (3 skipped by the time budget, 1 failed, as warned above)"
     )
     assert verdict([], name="a", failed=2) == (
-        "a: no rank was measured (2 failed, as warned above)"
+        "a: no rank was measured in this process (2 failed, as warned above)"
     )
 
 
