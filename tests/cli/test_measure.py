@@ -326,9 +326,10 @@ def test_broken_files_are_reported_and_skipped(run: list[dict[str, Any]], hessra
     only = "it cannot be loaded with weights only: "
     assert told[str(folder / "code.ckpt")].startswith(f"{only}Unsupported global: GLOBAL pathlib")
     assert told[str(folder / "text.ckpt")].startswith(f"{only}Unsupported")
-    assert told[str(folder / "epoch=1-step=8.ckpt")] == (
-        "it is no checkpoint, or cut off (RuntimeError while reading it)"
-    )
+    assert told[str(folder / "epoch=1-step=8.ckpt")] in {
+        f"it is no checkpoint, or cut off ({kind} while reading it)"
+        for kind in ("RuntimeError", "OSError")  # torch's, by where the file was cut
+    }
     assert told[str(folder / "short.ckpt")].startswith("the weights do not fit 'train:Net': ")
 
 
