@@ -10,8 +10,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_hessrank.bounding import floating, network_of, reference_batch_bound
+from lightning_hessrank.bounding import (
+    floating,
+    network_of,
+    reference_batch_bound,
+    reference_bound,
+)
 from lightning_hessrank.bounds.linear import LinearKind, linear_bound
+from lightning_hessrank.budget import ALWAYS_DENSE
 from lightning_hessrank.estimators import method_names
 from lightning_hessrank.measure import measure
 from lightning_hessrank.network.batches import batch_size, list_tensors
@@ -19,6 +25,7 @@ from lightning_hessrank.network.losses import LossCallable, loss_function, loss_
 from lightning_hessrank.network.pairs import as_pairs, call
 from lightning_hessrank.results import (
     PARTS,
+    BoundNotAvailableError,
     Method,
     NonFiniteError,
     Part,
@@ -31,6 +38,9 @@ from lightning_hessrank.subject.isolation import undisturbed
 from lightning_hessrank.subject.step import model_step
 from lightning_hessrank.subject.subject import Subject
 from lightning_hessrank.tolerance import check_rtol
+
+#: Wall time that a theorem on the rank is worth, where none is given.
+BOUND_SECONDS = 10.0
 
 
 def hessian_rank(
@@ -102,6 +112,7 @@ def hessian_rank(
         check_rtol(rtol)
     reasons: list[str] = []
     with _subject(model, loss_fn, data, dtype=dtype, seed=seed) as subject:
+        asked = method == "auto" and max_rank is None and subject.num_parameters > ALWAYS_DENSE
         try:
             ranks = measure(
                 subject,
@@ -109,6 +120,7 @@ def hessian_rank(
                 parts=(part,),
                 method=method,
                 rtol=rtol,
+                bound=_theorem(subject, max_seconds) if asked else None,
                 max_rank=max_rank,
                 seed=seed,
                 counts=False,
@@ -247,6 +259,15 @@ def check_choice(name: str, value: object, choices: Collection[object]) -> None:
     """Raise unless an argument is one of its choices."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def _theorem(subject: Subject, max_seconds: float | None) -> RankBound | None:
+    """A bound that makes exact methods cheap, where the network is linear and it is soon found."""
+    limit = BOUND_SECONDS if max_seconds is None else min(BOUND_SECONDS, 0.2 * max_seconds)
+    try:
+        return reference_bound(subject, limit, theorem_only=True)
+    except BoundNotAvailableError:
+        return None
 
 
 def _check_numbers(max_rank: object, seed: object, dtype: object) -> None:

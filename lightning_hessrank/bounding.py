@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -14,10 +15,15 @@ from lightning_hessrank.bounds.linear import linear_bound
 from lightning_hessrank.network.batches import list_tensors, map_tensors
 from lightning_hessrank.network.function import Network
 from lightning_hessrank.network.losses import LossKind, ignores_shifts, known_loss
+from lightning_hessrank.network.patience import OutOfTimeError, Within
 from lightning_hessrank.results import BoundNotAvailableError, RankBound
 from lightning_hessrank.subject.isolation import undisturbed
 from lightning_hessrank.subject.step import StepResult
 from lightning_hessrank.subject.subject import Subject
+
+
+class BoundOutOfTimeError(BoundNotAvailableError):
+    """A bound takes longer than it may; seeking it again would take as long."""
 
 
 class BoundInputs(NamedTuple):
@@ -91,16 +97,23 @@ def bound_inputs(subject: Subject) -> BoundInputs:
     )
 
 
-def reference_bound(subject: Subject) -> RankBound:
+def reference_bound(
+    subject: Subject, max_seconds: float | None = None, *, theorem_only: bool = False
+) -> RankBound:
     """Bound of the linear surrogate on the subject's own reference data.
+
+    Args:
+        subject: the network, its data and its loss.
+        max_seconds: wall time after which the search ends; ``None``: no limit.
+        theorem_only: whether to give up early where it would be no theorem.
 
     Raises:
         BoundNotAvailableError: the network has no bound; the message says why.
     """
     try:
-        with undisturbed():
+        with undisturbed(), _patience(max_seconds):
             network, loss, data = bound_inputs(subject)
-            return linear_bound(network, loss, data=data)
+            return linear_bound(network, loss, data=data, theorem_only=theorem_only)
     except BoundNotAvailableError:
         raise
     except Exception as error:  # the step is user code, here run in a way it was not written for
@@ -109,8 +122,10 @@ def reference_bound(subject: Subject) -> RankBound:
         ) from error
 
 
-def reference_batch_bound(subject: Subject) -> RankBound:
+def reference_batch_bound(subject: Subject, max_seconds: float | None = None) -> RankBound:
     """Bound of the network itself on the subject's reference data, at its weights.
+
+    Arguments as of :func:`reference_bound`.
 
     Raises:
         BoundNotAvailableError: the network is not covered; the message says why.
@@ -119,8 +134,20 @@ def reference_batch_bound(subject: Subject) -> RankBound:
         functools.partial(lambda batch: subject.evaluate(batch).loss, batch)
         for batch in subject.batches
     ]
-    with undisturbed():
+    with undisturbed(), _patience(max_seconds):
         return live_batch_bound(evaluations, subject.parameters, sum(subject.sizes))
+
+
+@contextmanager
+def _patience(max_seconds: float | None) -> Iterator[None]:
+    try:
+        with Within(max_seconds):
+            yield
+    except OutOfTimeError as error:
+        raise BoundOutOfTimeError(
+            f"it takes longer than {max_seconds:.2g} s, what the time budget leaves for it; a "
+            "larger max_seconds gives it time (rank_bound and batch_bound have no limit)"
+        ) from error
 
 
 def floating(batch: Any) -> tuple[Tensor, ...]:

@@ -37,6 +37,8 @@ class Ranks:
     """Of each layer's diagonal block, where they were asked for."""
     loss: float = math.nan
     """Mean loss on the reference data."""
+    num_samples: int | None = None
+    """Samples behind them, of all processes."""
     unexplained: float = 0.0
     """Share of the Hessian that does not pass through the network's output."""
     plan: Plan | None = None
@@ -101,6 +103,7 @@ def estimates(
     seed: int,
     progress: Progress | None,
     deadline: float | None,
+    notes: list[str],
 ) -> Ranks:
     """Measure what a plan asks for, the outer part exactly where it has a small matrix.
 
@@ -112,19 +115,19 @@ def estimates(
     """
     began = time.perf_counter()
     left = math.inf if deadline is None else deadline - began
-    subject = subject if plan.num_samples is None else subject.first(plan.num_samples)
+    if plan.num_samples is not None:
+        subject = _first(subject, plan.num_samples, processes)
 
     def due(part: Part) -> float:
         return began + DUE[part] * left
 
-    few = subject.first(PROBE_SAMPLES)
+    few = _first(subject, PROBE_SAMPLES, processes)
     with opened(few, processes, verify=verify, seed=seed) as curvature:
         known = all(processes.gather(curvature.outputs_known))
         unexplained = unexplained_share(curvature, seed=seed) if known and parts is None else 0.0
         unexplained = max(processes.gather(unexplained))
     wanted = tuple(parts or (PARTS if known else PARTS[:1]))
     found: dict[Part, RankEstimate] = {}
-    notes: list[str] = []
     with opened(subject, processes, verify=False, seed=seed) as curvature:
         loss = sum(processes.gather(curvature.loss))
         if "outer" in wanted and processes.count == 1:
@@ -148,7 +151,14 @@ def estimates(
     total = ordered.get("total")
     if plan.headline is None and total is not None and not math.isnan(total.rank):
         plan = replace(plan, headline=total.rtol)
-    return Ranks(ordered, {}, loss, unexplained, plan, tuple(notes))
+    return Ranks(ordered, {}, loss, subject.total_samples, unexplained, plan, tuple(notes))
+
+
+def _first(subject: Subject, samples: int, processes: Processes) -> Subject:
+    """So many of the samples on each process; the mean is over those of all."""
+    few = subject.first(samples)
+    few.total_samples = sum(processes.gather(few.num_samples))
+    return few
 
 
 @dataclass(frozen=True)

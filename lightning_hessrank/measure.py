@@ -21,6 +21,11 @@ from lightning_hessrank.processes import Processes
 from lightning_hessrank.results import PARTS, Method, NonFiniteError, Part, RankBound, RankEstimate
 from lightning_hessrank.subject.subject import Subject
 
+WITHOUT_LAYERS = (
+    "the ranks of layers are left out: where the Hessian is estimated, each layer would take as "
+    "long again; pass max_seconds=None, or a method, to have them"
+)
+
 Layers = Mapping[str, Sequence[str]]
 """Names of the parameters of each layer."""
 
@@ -91,6 +96,7 @@ def measure(
             seed=seed,
             progress=progress,
             deadline=deadline,
+            notes=[WITHOUT_LAYERS] if layers else [],
         )
     method = method if plan is None else plan.method
     with opened(subject, processes, verify=verify, seed=seed) as curvature:
@@ -132,7 +138,7 @@ def measure(
             for name, parameters in (layers or {}).items()
         }
         loss = sum(processes.gather(curvature.loss))
-        return Ranks(found, blocks, loss, unexplained, plan)
+        return Ranks(found, blocks, loss, subject.total_samples, unexplained, plan)
 
 
 def hessian_matrix(

@@ -15,14 +15,13 @@ from dataclasses import asdict, dataclass, field
 from functools import singledispatch
 from typing import TYPE_CHECKING, Any, Literal
 
-from torch import Tensor
-
 from lightning_hessrank.notebook import shown
 from lightning_hessrank.text import Table
 from lightning_hessrank.tolerance import check_rtol, machine_rtol, numerical_rank
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from torch import Tensor
 
 Part = Literal["total", "outer", "functional"]
 Method = Literal["dense", "sketch", "lanczos"] | str
@@ -359,6 +358,12 @@ class Measurement:
     """Share of the wall time since the start of training that went into measuring, in [0, 1]."""
     skipped: int = 0
     """Measurements that the time budget has left out so far."""
+    num_samples: int | None = None
+    """Of the reference data, on all processes together."""
+    module_mode: str | None = None
+    """``"eval"`` or ``"train"``."""
+    warnings: tuple[str, ...] = ()
+    """What was warned of since the measurement before."""
 
     def record(self) -> dict[str, Any]:
         """Return the plain dict kept in ``monitor.history``: builtin types only."""
@@ -379,6 +384,10 @@ class Measurement:
             "overhead": self.overhead,
             "skipped": self.skipped,
         }
+        optional = {"num_samples": self.num_samples, "module_mode": self.module_mode}
+        record |= {key: value for key, value in optional.items() if value is not None}
+        if self.warnings:
+            record["warnings"] = list(self.warnings)
         if total.std_error:
             record["rank_lower"], record["rank_upper"] = total.interval
         for name, estimate in (("outer", self.outer), ("functional", self.functional)):

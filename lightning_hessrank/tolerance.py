@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+import sys
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # importing results, and whatever draws them, must not load torch
+    import torch
+    from torch import Tensor
 
 #: Relative tolerances at which every measurement counts eigenvalues.
 COUNT_TOLERANCES: tuple[float, ...] = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
@@ -26,13 +28,21 @@ class NumericalRank(NamedTuple):
     everything below the cut is exactly zero; ``None`` at rank 0, where there is no ``λ_r``."""
 
 
-def machine_rtol(size: int, dtype: torch.dtype = torch.float64) -> float:
+def machine_rtol(size: int, dtype: torch.dtype | None = None) -> float:
     """Relative cut-off ``size * eps`` below which a computed eigenvalue may be rounding error.
 
     A symmetric eigenvalue solver is backward stable: each eigenvalue of a ``size × size`` matrix is
     wrong by at most a modest multiple of ``eps * norm(A)``; ``size * eps`` is the usual choice
     (LAPACK Users' Guide section 4.7; the default of ``torch.linalg.matrix_rank``).
+
+    Args:
+        size: of the matrix.
+        dtype: in which it was computed; ``None``: float64.
     """
+    if dtype is None:
+        return size * sys.float_info.epsilon
+    import torch
+
     return size * torch.finfo(dtype).eps
 
 
@@ -51,7 +61,7 @@ def numerical_rank(values: Tensor, rtol: float | None = None) -> NumericalRank:
             f"numerical_rank needs a vector of values, got shape {tuple(values.shape)}"
         )
     rtol = machine_rtol(len(values), values.dtype) if rtol is None else check_rtol(rtol)
-    if not bool(torch.isfinite(values).all()):
+    if not bool(values.isfinite().all()):
         raise ValueError("numerical_rank needs finite values, got nan or inf among them")
     size = values.abs().sort(descending=True).values
     tolerance = rtol * float(size[0]) if len(size) else 0.0

@@ -32,6 +32,7 @@ def linear_bound(
     input_rank: int | None = None,
     kind: LinearKind = "auto",
     seed: int = 0,
+    theorem_only: bool = False,
 ) -> RankBound:
     """Bound the rank of the loss Hessian of the network's linear surrogate.
 
@@ -43,14 +44,18 @@ def linear_bound(
         input_rank: rank of the input covariance, where it is known without data.
         kind: how to bound; ``"auto"`` takes the smallest bound that is valid.
         seed: of the random weights and inputs at which generic ranks are taken.
+        theorem_only: whether to give up before anything takes long where the network is not its own
+            surrogate.
 
     Raises:
-        BoundNotAvailableError: the network has no multilinear surrogate, or the kind that was asked
-            for does not apply to it.
+        BoundNotAvailableError: the network has no multilinear surrogate, the kind that was asked
+            for does not apply to it, or the bound would be no theorem and has to be one.
         ValueError: an argument makes no sense.
     """
     _check_arguments(data, input_rank, kind)
     model = linear_model(network, loss, data=data, input_rank=input_rank, seed=seed)
+    if theorem_only and model.trace.replaced:
+        raise BoundNotAvailableError(_reason(model))
     found, ranks = _choose(model, kind)
     return RankBound(
         total=ranks.total,

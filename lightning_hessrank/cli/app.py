@@ -34,6 +34,7 @@ class Commands(TyperGroup):
     SUMMARIES: ClassVar[dict[str, str]] = {
         "bound": "The bound on the rank that an architecture implies.",
         "measure": "The rank at every checkpoint of a run.",
+        "report": "Runs as one HTML page to hand on.",
         "sweep": "Rank, bound and √p over a family of networks.",
         "toeplitz": "The Toeplitz matrix of a layer.",
     }

@@ -138,7 +138,8 @@ class OfflineRun:
         measurement = run.take(module, Place.at_checkpoint(step, checkpoint.epoch, make_bar))
         record = run.series.record(measurement)
         run.save_spectra(measurement)
-        self._dashboard.write([self._events], measurement, [*self.history, record], step)
+        history, details = [*self.history, record], run.series.details_with(measurement)
+        self._dashboard.write([self._events], measurement, history, step, details)
         row = {
             "checkpoint": checkpoint.path.name,
             "weights": checkpoint.weights,
@@ -146,7 +147,7 @@ class OfflineRun:
             "step": step,
             **scalars(measurement, self._dashboard.name),
         }
-        self.history.append(record)
+        run.series.add(measurement)
         self.rows.append(row)
         kept = {"settings": self._fixed, "monitor": run.series.state_dict(), "rows": self.rows}
         unfinished = self.folder / f"{_STATE}.part"

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lightning_hessrank.dashboard.images import image_sink
 from lightning_hessrank.dashboard.link import announcement
-from lightning_hessrank.dashboard.tags import scalars
-from lightning_hessrank.dashboard.text import bound_table, guide
+from lightning_hessrank.dashboard.pages import page_sink
+from lightning_hessrank.dashboard.tab.records import ABOUT, dumps, tag, texts_of
+from lightning_hessrank.dashboard.tags import counts_by_label, scalars, without_layers
+from lightning_hessrank.dashboard.text import bound_table, guide, layers_table
 from lightning_hessrank.results import Measurement
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from lightning_hessrank.dashboard.tensorboard import TensorBoardPage
+
+
+#: More layers than this would bury all else under their scalars: they go into one table.
+_CARDS = 10
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,8 @@ class Dashboard:
 
     name: str = "hessian"
     """First part of every tag."""
+    tab: bool = True
+    """What the tab "Hessian" shows besides scalars: spectrum, layers, method (TensorBoard)."""
     figures: bool = True
     """Overview of the run (an estimate with its interval), spectrum, sorted eigenvalues, layers."""
     histogram: bool = True
@@ -36,8 +45,12 @@ class Dashboard:
     """Reading guide and bound tables (TensorBoard)."""
     layout: bool = True
     """Charts on the Custom Scalars page (TensorBoard; one page per run: a user's own is kept)."""
-    hparams: bool = False
-    """Ranks as metrics of the HParams page (TensorBoard; replaces the user's own list of them)."""
+    report: bool = True
+    """The page of ``monitor.report`` at the end of training (Weights & Biases, MLflow)."""
+    hparams: bool | None = None
+    """Ranks as metrics of the HParams page (TensorBoard). ``None``: where there are hyperparameters
+    and Lightning would write no more than the placeholder ``hp_metric``, which stays beside them;
+    ``True``: always, which replaces a list of the user's own."""
 
     def start(self, loggers: Sequence[Any], hparams: Mapping[str, Any] | None = None) -> str:
         """Write what can be said before anything is measured.
@@ -54,11 +67,13 @@ class Dashboard:
         for page in _pages(loggers):
             if self.text:
                 page.add_text(f"{self.name}-text/about", guide(self.name), step=0)
-            if self.hparams:
+            placeholder = page.has_placeholder and bool(hparams)
+            if self.hparams or (self.hparams is None and placeholder):
                 leaves = ("/rank", "/rank_over_bound", "-tolerance/rank_1e-3")
-                page.add_hparams(hparams or {}, [f"{self.name}{leaf}" for leaf in leaves])
+                metrics = [f"{self.name}{leaf}" for leaf in leaves]
+                page.add_hparams(hparams or {}, metrics, keep_placeholder=self.hparams is None)
             page.flush()
-        return announcement(loggers, self.name)
+        return announcement(loggers)
 
     def write(
         self,
@@ -66,6 +81,7 @@ class Dashboard:
         measurement: Measurement,
         history: Sequence[Mapping[str, Any]],
         step: int,
+        details: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         """Write a measurement to every logger.
 
@@ -74,17 +90,32 @@ class Dashboard:
             measurement: what was found.
             history: records of the run so far, this measurement's included.
             step: ``trainer.global_step``.
+            details: thinned spectra of the run so far, for the figure of the spectrum over time.
         """
         values = scalars(measurement, self.name)
+        few = values if len(measurement.layers) <= _CARDS else without_layers(values, self.name)
         for logger in loggers:
-            logger.log_metrics(values, step=step)
+            logger.log_metrics(few if _is_tensorboard(logger) else values, step=step)
         pages = _pages(loggers)
         for page in pages:
             self._write_page(page, values, measurement, step)
         if self.figures:
-            self._draw(loggers, pages, measurement, history, step)
+            self._draw(loggers, pages, partial(draw, measurement, history, details), step)
         for page in pages:
             page.flush()
+
+    def finish(self, loggers: Sequence[Any], write_report: Callable[[], str]) -> None:
+        """Hand the report of the run to loggers that keep files.
+
+        Args:
+            loggers: ``trainer.loggers``, of any kind.
+            write_report: called only where there is such a logger.
+        """
+        sinks = [sink for sink in map(page_sink, loggers) if sink is not None]
+        if self.report and sinks:
+            page = write_report()
+            for sink in sinks:
+                sink(f"{self.name}-report", page)
 
     def _write_page(
         self,
@@ -94,38 +125,45 @@ class Dashboard:
         step: int,
     ) -> None:
         if self.layout:
-            page.lay_out(self.name, values, measurement.bound)
+            page.lay_out(self.name, values)
+        if self.text and len(measurement.layers) > _CARDS:
+            page.add_text(f"{self.name}-text/layers", layers_table(measurement.layers), step)
         if self.text:
             for leaf in ("bound", "batch_bound"):
                 bound = getattr(measurement, leaf)
                 if bound is not None:
                     page.add_text(f"{self.name}-text/{leaf}", bound_table(bound), step)
+        if self.tab:
+            texts = texts_of(measurement, counts_by_label(measurement.total))
+            for kind, text in texts.items():
+                page.add_record(tag(self.name, kind), dumps(text), step, once=kind == ABOUT)
         eigenvalues = measurement.total.eigenvalues
         if self.histogram and eigenvalues is not None:
-            tag = f"{self.name}-spectrum/decades_above_tolerance"
-            page.add_decades(tag, eigenvalues, measurement.total.tolerance, step)
+            where = f"{self.name}-spectrum/decades_above_tolerance"
+            page.add_decades(where, eigenvalues, measurement.total.tolerance, step)
 
     def _draw(
         self,
         loggers: Sequence[Any],
         pages: Sequence[TensorBoardPage],
-        measurement: Measurement,
-        history: Sequence[Mapping[str, Any]],
+        drawings: Callable[[], Iterator[tuple[str, Figure]]],
         step: int,
     ) -> None:
         sinks = [sink for sink in map(image_sink, loggers) if sink is not None]
         if not (sinks or pages):
             return
-        for leaf, figure in draw(measurement, history):
-            tag = f"{self.name}-figures/{leaf}"
+        for leaf, figure in drawings():
+            where = f"{self.name}-figures/{leaf}"
             for page in pages:
-                page.add_figure(tag, figure, step)
+                page.add_figure(where, figure, step)
             for sink in sinks:
-                sink(tag, figure, step)
+                sink(where, figure, step)
 
 
 def draw(
-    measurement: Measurement, history: Sequence[Mapping[str, Any]]
+    measurement: Measurement,
+    history: Sequence[Mapping[str, Any]],
+    details: Sequence[Mapping[str, Any]] = (),
 ) -> Iterator[tuple[str, Figure]]:
     """Draw the figures that a measurement has data for, one at a time, with their names."""
     from lightning_hessrank.dashboard import figures
@@ -135,9 +173,17 @@ def draw(
     yield "sorted", figures.sorted_figure(total, measurement.bound)
     if total.eigenvalues is not None:
         yield "spectrum", figures.spectrum_figure(total)
+    if any("spectrum" in each for each in details):
+        yield "density", figures.density_figure(history, details)
     if measurement.layers:
         yield "layers", figures.layers_figure(measurement.layers)
         yield "layers_over_time", figures.layers_over_time_figure(history)
+
+
+def _is_tensorboard(logger: Any) -> bool:
+    from lightning_hessrank.dashboard.tensorboard import TensorBoardPage
+
+    return TensorBoardPage.of(logger) is not None
 
 
 def _pages(loggers: Sequence[Any]) -> list[TensorBoardPage]:

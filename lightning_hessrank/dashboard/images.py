@@ -42,7 +42,7 @@ def image_sink(logger: Any) -> ImageSink | None:
 
 @image_logger
 def _comet(logger: Any) -> ImageSink | None:
-    method = _log_figure(logger, {"figure_name", "figure", "step"})
+    method = method_of(logger, "log_figure", {"figure_name", "figure", "step"})
     if method is None:
         return None
     return lambda tag, figure, step: method(figure_name=tag, figure=figure, step=step)
@@ -50,7 +50,7 @@ def _comet(logger: Any) -> ImageSink | None:
 
 @image_logger
 def _mlflow(logger: Any) -> ImageSink | None:
-    method = _log_figure(logger, {"run_id", "figure", "artifact_file"})
+    method = method_of(logger, "log_figure", {"run_id", "figure", "artifact_file"})
     if method is None:
         return None
     return lambda tag, figure, step: method(
@@ -65,9 +65,9 @@ def _log_image(logger: Any) -> ImageSink | None:
     return lambda tag, figure, step: logger.log_image(tag, [_image(figure)], step=step)
 
 
-def _log_figure(logger: Any, parameters: set[str]) -> Callable[..., Any] | None:
+def method_of(logger: Any, name: str, parameters: set[str]) -> Callable[..., Any] | None:
     """The method of that name of a logger's experiment, if it takes these parameters."""
-    method = getattr(getattr(logger, "experiment", None), "log_figure", None)
+    method = getattr(getattr(logger, "experiment", None), name, None)
     if not callable(method) or not parameters <= set(inspect.signature(method).parameters):
         return None
     return method

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from lightning_hessrank.dashboard.tags import MACHINE
-from lightning_hessrank.results import RankBound, validity
+from lightning_hessrank.dashboard.tab.records import MACHINE
 
 #: Charts of one page by title, as ``SummaryWriter.add_custom_scalars`` takes them.
 Charts = dict[str, list[object]]
@@ -19,45 +18,41 @@ class LayoutKey:
 
     tags: frozenset[str] = frozenset()
     """Names logged so far (without the logger's prefix)."""
-    is_theorem: bool = False
-    """Of the linear bound, where there is one."""
 
-    def seen(self, tags: Collection[str], bound: RankBound | None) -> LayoutKey:
+    def seen(self, tags: Collection[str]) -> LayoutKey:
         """Return the key after a further measurement; a failed one takes nothing away."""
-        is_theorem = self.is_theorem if bound is None else bound.is_theorem
-        return replace(self, tags=self.tags | frozenset(tags), is_theorem=is_theorem)
+        return LayoutKey(self.tags | frozenset(tags))
 
 
 def charts(key: LayoutKey, name: str, prefix: str = "") -> Charts:
     """Lay out the charts for which there are data.
 
     Multiline tags are regular expressions that TensorBoard matches at the start of a tag, hence
-    escaped and closed; colours mean runs there, so a chart holds few tags. Titles depend on the
-    kind of run only: TensorBoard merges the pages of several runs by title.
+    escaped and closed; colours mean runs there, so a chart holds few tags. TensorBoard merges the
+    pages of several runs by title, and draws every run under each: a title and its tags are the
+    same for all runs, and say nothing that is true of some only.
 
     Args:
-        key: names logged, and whether the bound is a theorem.
+        key: names logged.
         name: the monitor's name, first part of its tags.
         prefix: the logger's own prefix of all its tags, with its joining character.
     """
 
     def lines(title: str, *tags: str) -> Charts:
-        there = [t for t in tags if t in key.tags]
-        return {title: ["Multiline", [f"{re.escape(prefix + t)}$" for t in there]]} if there else {}
+        """A chart, where there are data for any of its tags."""
+        patterns: list[object] = [f"{re.escape(prefix + t)}$" for t in tags]
+        return {title: ["Multiline", patterns]} if key.tags.intersection(tags) else {}
 
-    worth = validity(key.is_theorem)
-    bound = f"{name}-bound/rank"
     page = lines(
-        _overview_title(key, name, worth),
+        "What is happening: rank at 1e-1, 1e-3 and machine precision, and bound",
         *(f"{name}-tolerance/rank_{t}" for t in ("1e-1", "1e-3", MACHINE)),
-        bound,
+        f"{name}-bound/rank",
     )
     if f"{name}/rank" in key.tags:
-        parameters = f"{name}-bound/parameters"
-        if bound in key.tags:
-            page |= lines(f"Rank, bound ({worth}), parameters", f"{name}/rank", bound, parameters)
-        else:
-            page |= lines("Rank, parameters", f"{name}/rank", parameters)
+        page |= lines(
+            "Rank, bound, parameters",
+            *(f"{name}/rank", f"{name}-bound/rank", f"{name}-bound/parameters"),
+        )
     if f"{name}/rank_outer" in key.tags:
         page |= lines(
             "Rank and its outer-product and functional parts",
@@ -72,13 +67,3 @@ def charts(key: LayoutKey, name: str, prefix: str = "") -> Charts:
 def page_title(name: str, prefix: str = "") -> str:
     """Heading of one monitor's charts."""
     return f"{prefix}{name}: rank of the loss Hessian"
-
-
-def _overview_title(key: LayoutKey, name: str, worth: str) -> str:
-    labels = {"1e-1": "1e-1", "1e-3": "1e-3", MACHINE: "machine precision"}
-    there = [text for t, text in labels.items() if f"{name}-tolerance/rank_{t}" in key.tags]
-    *first, last = there or ["its tolerance"]
-    title = f"What is happening: rank at {', '.join(first)}{' and ' if first else ''}{last}"
-    if f"{name}-estimate/rank" in key.tags:
-        title = title.replace("rank at", "estimated rank at")
-    return f"{title}; bound ({worth})" if f"{name}-bound/rank" in key.tags else title

@@ -8,13 +8,11 @@ pose as the exact rank.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
+from lightning_hessrank.dashboard.tab.records import MACHINE, tolerance_label
 from lightning_hessrank.results import Measurement, RankEstimate
 from lightning_hessrank.tolerance import machine_rtol, numerical_rank
-
-#: The label of machine precision among the tolerances.
-MACHINE = "machine"
 
 
 def scalars(measurement: Measurement, name: str = "hessian") -> dict[str, float]:
@@ -28,8 +26,13 @@ def scalars(measurement: Measurement, name: str = "hessian") -> dict[str, float]
     Returns:
         Plain floats: counts, dimensionless ratios, eigenvalues in units of the loss, seconds.
     """
-    groups = (_ranks, _bounds, _tolerances, _layers, _spectrum, _costs)
+    groups = (_ranks, _bounds, _tolerances, _layers, _spectrum, _data, _costs)
     return {tag: float(value) for group in groups for tag, value in group(measurement, name)}
+
+
+def without_layers(values: Mapping[str, float], name: str) -> dict[str, float]:
+    """Leave the layers' scalars out."""
+    return {tag: x for tag, x in values.items() if not tag.startswith(f"{name}-layers/")}
 
 
 def rank_tag(estimate: RankEstimate, name: str) -> str:
@@ -41,12 +44,6 @@ def rank_tag(estimate: RankEstimate, name: str) -> str:
 def is_exact(estimate: RankEstimate) -> bool:
     """Whether the method counts eigenvalues, rather than estimating how many there are."""
     return estimate.method != "lanczos"
-
-
-def tolerance_label(rtol: float) -> str:
-    """``0.001`` -> ``"1e-3"``, ``0.025`` -> ``"2.5e-2"``."""
-    mantissa, exponent = f"{rtol:.5e}".split("e")
-    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
 
 
 def counts_by_label(estimate: RankEstimate) -> dict[str, float]:
@@ -120,6 +117,13 @@ def _spectrum(m: Measurement, name: str) -> Iterator[tuple[str, float]]:
         yield f"{name}-spectrum/log10_tolerance", math.log10(total.tolerance)
     if total.gap is not None and math.isfinite(total.gap):  # at full rank there is no gap
         yield f"{name}-spectrum/gap", total.gap
+
+
+def _data(m: Measurement, name: str) -> Iterator[tuple[str, float]]:
+    if math.isfinite(m.loss):
+        yield f"{name}-data/loss", m.loss
+    if m.num_samples is not None:
+        yield f"{name}-data/samples", m.num_samples
 
 
 def _costs(m: Measurement, name: str) -> Iterator[tuple[str, float]]:

@@ -10,21 +10,27 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
-from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR, Summary, SummaryMetadata
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+from tensorboard.compat.proto.types_pb2 import DT_STRING
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams as hparams_summaries
 
 from lightning_hessrank.dashboard.layout import LayoutKey, charts, page_title
-from lightning_hessrank.results import RankBound
+from lightning_hessrank.dashboard.tab.records import PLUGIN
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 #: The tag under which TensorBoard looks for the layout of a run's Custom Scalars page.
 LAYOUT_TAG = "custom_scalars__config__"
-#: Histograms reach so many decades to both sides of the tolerance, in bins of half a decade.
-DECADES = 8
+#: Metric of hyperparameters that Lightning writes where the user has none.
+_PLACEHOLDER = "hp_metric"
+#: Histograms reach from so many decades below the tolerance to so many above, in bins of half a
+#: decade: a tolerance of 1e-13 leaves thirteen above.
+BELOW, ABOVE = 8, 16
 
 
 @dataclass
@@ -47,6 +53,9 @@ class TensorBoardPage:
     writer: SummaryWriter
     prefix: str
     """With its joining character; only ``log_metrics`` adds it by itself."""
+    has_placeholder: bool = False
+    """Whether Lightning will write ``hp_metric`` where the user has no metrics of hyperparameters
+    of their own."""
 
     @classmethod
     def of(cls, logger: Any) -> TensorBoardPage | None:
@@ -55,16 +64,20 @@ class TensorBoardPage:
         if not isinstance(writer, SummaryWriter):  # hasattr is true of anything in fast_dev_run
             return None
         prefix = getattr(logger, "_prefix", "")
-        return cls(writer, f"{prefix}{logger.LOGGER_JOIN_CHAR}" if prefix else "")
+        return cls(
+            writer,
+            f"{prefix}{logger.LOGGER_JOIN_CHAR}" if prefix else "",
+            has_placeholder=getattr(logger, "_default_hp_metric", False),
+        )
 
-    def lay_out(self, name: str, tags: Collection[str], bound: RankBound | None) -> None:
+    def lay_out(self, name: str, tags: Collection[str]) -> None:
         """Write the charts for these tags, beside those of other monitors in the same run.
 
         Nothing is written if it would add nothing, or replace a layout of the user's own.
         """
         layouts = self._written().layouts
         before = layouts.get((name, self.prefix), LayoutKey())
-        key = before.seen(tags, bound)
+        key = before.seen(tags)
         layouts[name, self.prefix] = key
         new = charts(key, name, self.prefix)
         if new == charts(before, name, self.prefix) or self._has_users_layout():
@@ -79,13 +92,13 @@ class TensorBoardPage:
         of zero is counted in the rank.
         """
         # Zero over zero, of a zero matrix, is below any tolerance.
-        decades = (eigenvalues.abs() / tolerance).log10().nan_to_num(-float(DECADES))
-        decades = decades.clamp(-DECADES, DECADES)
-        counts, edges = torch.histogram(decades, bins=4 * DECADES, range=(-DECADES, DECADES))
+        decades = (eigenvalues.abs() / tolerance).log10().nan_to_num(-float(BELOW))
+        decades = decades.clamp(-BELOW, ABOVE)
+        counts, edges = torch.histogram(decades, bins=2 * (BELOW + ABOVE), range=(-BELOW, ABOVE))
         self.writer.add_histogram_raw(
             self.prefix + tag,
-            min=-DECADES,
-            max=DECADES,
+            min=-BELOW,
+            max=ABOVE,
             num=len(decades),
             sum=float(decades.sum()),
             sum_squares=float(decades.square().sum()),
@@ -112,12 +125,47 @@ class TensorBoardPage:
             texts[tag] = markdown
             self.writer.add_text(tag, markdown, step)
 
-    def add_hparams(self, params: Mapping[str, Any], metrics: Sequence[str]) -> None:
-        """Write hyperparameters, and the tags that the HParams page shows beside them."""
+    def add_record(self, tag: str, text: str, step: int, *, once: bool = False) -> None:
+        """Write what the tab reads: a text under its own plugin's name.
+
+        Args:
+            tag: without prefix.
+            text: JSON.
+            step: of the measurement.
+            once: leave it out where it is what was last written there.
+        """
+        texts = self._written().texts
+        tag = self.prefix + tag
+        if once and texts.get(tag) == text:
+            return
+        if once:
+            texts[tag] = text
+        metadata = SummaryMetadata(
+            plugin_data=SummaryMetadata.PluginData(plugin_name=PLUGIN),
+            data_class=DATA_CLASS_TENSOR,
+        )
+        tensor = TensorProto(
+            dtype=DT_STRING, string_val=[text.encode()], tensor_shape=TensorShapeProto()
+        )
+        value = Summary.Value(tag=tag, metadata=metadata, tensor=tensor)
+        self._add(Summary(value=[value]), step)
+
+    def add_hparams(
+        self, params: Mapping[str, Any], metrics: Sequence[str], *, keep_placeholder: bool = False
+    ) -> None:
+        """Write hyperparameters, and the tags that the HParams page shows beside them.
+
+        Args:
+            params: of the run.
+            metrics: tags, without prefix.
+            keep_placeholder: also show the metric that Lightning has for users to fill.
+        """
         plain = {
             k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in params.items()
         }
         tags = {f"{self.prefix}{metric}": 0.0 for metric in metrics}
+        if keep_placeholder:
+            tags[_PLACEHOLDER] = 0.0
         for summary in hparams_summaries(plain, tags):
             self._add(summary, 0)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from lightning_hessrank.results import RankBound, holds_for, validity
+import math
+from collections.abc import Mapping
+
+from lightning_hessrank.results import LayerRank, RankBound, holds_for, validity
 from lightning_hessrank.text import Table
 
 _GUIDE = """\
@@ -26,6 +29,7 @@ interval; it never stands in for the exact rank |
 | `{name}-spectrum/gap` | how clear the cut is: the last eigenvalue counted over the next one |
 | `{name}-spectrum/decades_above_tolerance` | histogram of log10(abs(eigenvalue) / tolerance): \
 what is right of zero is counted |
+| `{name}-data/loss`, `samples` | loss on the reference data, and how many samples they are |
 | `{name}-time/overhead` | share of the time since training began that went into measuring |
 
 **Is the rank at the bound?** For linear activations the bound is a *theorem*: the rank cannot \
@@ -42,6 +46,21 @@ counts as a curve over the tolerance, not as one number.
 def guide(name: str) -> str:
     """Reading guide for the tags of one monitor."""
     return _GUIDE.format(name=name)
+
+
+def layers_table(layers: Mapping[str, LayerRank]) -> str:
+    """Markdown table of the rank of each layer's own block."""
+    rows = [
+        (
+            f"`{name}`",
+            "nan" if math.isnan(x.rank) else f"{x.rank:,.0f}",
+            "" if x.bound is None else f"{x.bound:,}",
+            f"{x.num_parameters:,}",
+        )
+        for name, x in layers.items()
+    ]
+    table = Table(("layer", "rank", "bound", "parameters"), rows).markdown()
+    return f"### Rank of each layer's own block\n\n{table}"
 
 
 def bound_table(bound: RankBound) -> str:

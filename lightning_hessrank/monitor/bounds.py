@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 
-from lightning_hessrank.bounding import reference_batch_bound, reference_bound
+from lightning_hessrank.bounding import (
+    BoundOutOfTimeError,
+    reference_batch_bound,
+    reference_bound,
+)
 from lightning_hessrank.estimating import Ranks
 from lightning_hessrank.hessian.verify import SPLIT_TOLERANCE
 from lightning_hessrank.monitor.failures import Failures, cause_of
@@ -34,9 +39,10 @@ class Bounds:
         self._failures = failures
         self.missing = ""
         """What to say of the linear bound if there is none."""
+        self._batch_takes_too_long = False
 
-    def seek(self, subject: Subject, union: Union) -> None:
-        """Find the linear bound, unless the run has sought it already.
+    def seek(self, subject: Subject, union: Union, max_seconds: float | None) -> None:
+        """Find the linear bound within some time, unless the run has sought it already.
 
         Raises:
             Exception: what the step itself raises, which is no fault of the bound.
@@ -45,13 +51,21 @@ class Bounds:
             return
         subject.evaluate(subject.batches[0])
         self._series.bound_sought = True
-        self._series.bound, self.missing = _found(reference_bound, union, "a bound")
+        find = partial(reference_bound, max_seconds=max_seconds)
+        self._series.bound, error = _found(find, union)
+        self.missing = _without("a bound", error)
 
-    def of_batch(self, union: Union) -> RankBound | None:
-        """Find the bound that holds at these weights on these data."""
-        bound, missing = _found(reference_batch_bound, union, "the batch bound")
-        if missing:
-            self._failures.warn_once(missing)
+    def of_batch(self, union: Union, max_seconds: float | None) -> RankBound | None:
+        """Find the bound that holds at these weights on these data, within some time.
+
+        One that took too long is not sought again.
+        """
+        if self._batch_takes_too_long:
+            return None
+        bound, error = _found(partial(reference_batch_bound, max_seconds=max_seconds), union)
+        self._batch_takes_too_long = isinstance(error, BoundOutOfTimeError)
+        if error is not None:
+            self._failures.warn_once(_without("the batch bound", error))
         return bound
 
     def applicable(self, ranks: Ranks) -> RankBound | None:
@@ -83,14 +97,18 @@ class Bounds:
 
 
 def _found(
-    find: Callable[[Subject], RankBound], union: Union, what: str
-) -> tuple[RankBound | None, str]:
-    """Return a bound, or what is to be said because there is none."""
+    find: Callable[[Subject], RankBound], union: Union
+) -> tuple[RankBound | None, Exception | None]:
+    """Return a bound, or why there is none."""
     try:
         with union() as subject:
-            return find(subject), ""
+            return find(subject), None
     except Exception as error:  # whatever the module does to it, the rank can be measured
-        return None, f"the rank is logged without {what}: {cause_of(error)}"
+        return None, error
+
+
+def _without(what: str, error: Exception | None) -> str:
+    return "" if error is None else f"the rank is logged without {what}: {cause_of(error)}"
 
 
 def layer_ranks(ranks: Ranks, bound: RankBound | None) -> dict[str, LayerRank]:

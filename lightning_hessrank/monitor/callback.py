@@ -10,17 +10,20 @@ import math
 import weakref
 from dataclasses import replace
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch.nn.parameter import UninitializedParameter
 
 from lightning_hessrank.dashboard import Dashboard, scalars
+from lightning_hessrank.dashboard.link import tab_url
 from lightning_hessrank.dashboard.tags import rank_tag
 from lightning_hessrank.monitor.failures import HessianRankWarning
 from lightning_hessrank.monitor.log import logger
 from lightning_hessrank.monitor.place import Place
 from lightning_hessrank.monitor.run import Run
+from lightning_hessrank.monitor.series import Series
 from lightning_hessrank.monitor.settings import Settings
 from lightning_hessrank.monitor.stopping import StoppedError
 from lightning_hessrank.monitor.table import tabulate
@@ -92,7 +95,7 @@ class HessianRankMonitor(Callback):
             is switched off.
         prog_bar: also show the rank in the Trainer's progress bar, like ``log(prog_bar=True)``.
         dashboard: what is written besides the scalars, e.g. ``Dashboard(figures=False)`` of
-            ``lightning_hessrank.dashboard``; ``None``: everything but the HParams page.
+            ``lightning_hessrank.dashboard``; ``None``: everything.
         name: first part of every logged name, and of the key in checkpoints, so that several
             monitors can run side by side; without ``/``.
         save_eigenvalues: folder to which the eigenvalues of every measurement are written, as
@@ -108,7 +111,8 @@ class HessianRankMonitor(Callback):
             data). Where they apply also ``rank_lower``, ``rank_upper`` (95 % interval of an
             estimate), ``rank_outer``, ``rank_functional``, ``bound``, ``bound_outer``,
             ``bound_functional``, ``bound_is_theorem``, ``rank_over_bound``, ``batch_bound``,
-            ``layers`` (name -> rank, num_parameters, bound) and ``limited_by`` (in words).
+            ``layers`` (name -> rank, num_parameters, bound), ``warnings`` (said since the record
+            before) and ``limited_by`` (in words).
 
     Logged names, with ``name="hessian"``; those of estimates are of their own:
 
@@ -125,6 +129,7 @@ class HessianRankMonitor(Callback):
                                               ``n_negative``, ``log10_tolerance``
     ``hessian-layers/rank/LAYER``             rank of a layer's block; ``rank_over_bound/LAYER``,
                                               ``estimate/LAYER``
+    ``hessian-data/loss``                     on the reference data, and ``samples``, their number
     ``hessian-time/seconds``                  and ``products``, ``overhead``, ``skipped``
     ========================================  ======================================================
 
@@ -201,8 +206,12 @@ class HessianRankMonitor(Callback):
         Of a monitor that has not run itself, but a deep copy of it (frameworks copy callbacks):
         that of the copy which began a run last.
         """
-        own = self._run.series.history
-        return own if own or self._follower is None else self._follower.history
+        return self._series.history
+
+    @property
+    def _series(self) -> Series:
+        own = self._run.series
+        return own if own.history or self._follower is None else self._follower._series
 
     def plot(self) -> Figure:
         """Draw rank, counts at coarser tolerances and bound over the steps of the run so far.
@@ -222,12 +231,37 @@ class HessianRankMonitor(Callback):
         table, facts = tabulate(self.history)
         return f"<p>{said}</p>{table.html()}<p>{html.escape(facts)}</p>"
 
+    def report(self, path: str | PathLike[str], *, plotly: str | None = None) -> Path:
+        """Write the run so far as one HTML page that opens without anything installed.
+
+        Args:
+            path: of the page, which is overwritten.
+            plotly: address from which the page loads its drawing library when it is opened, e.g.
+                ``"https://cdn.plot.ly/plotly-3.1.0.min.js"``; ``None``: it is kept in the page,
+                which then needs no network, and has 5 MB.
+
+        Returns:
+            Where the page was written.
+        """
+        page = Path(path)
+        page.write_text(self._report(plotly), encoding="utf-8")
+        return page
+
+    def _report(self, plotly: str | None = None) -> str:
+        from lightning_hessrank.dashboard.tab.page import report
+        from lightning_hessrank.dashboard.tab.series import run_of_history
+
+        series, name = self._series, self.settings.name
+        run = run_of_history(series.history, run=name, name=name, facts=series.about)
+        return report([{**run, "details": series.details}], plotly=plotly)
+
     def _begin_run(self) -> None:
         self._run = Run(self.settings)
         self._first_batch_pending = True
         self._seen_step = 0
         self._epoch = 0
         self._published: set[str] = set()
+        self._announced = False
 
     # -- schedule ------------------------------------------------------------------------------
 
@@ -256,6 +290,7 @@ class HessianRankMonitor(Callback):
                 owners = [x for x in (pl_module, trainer.datamodule) if x is not None]
                 hparams = {k: v for x in owners for k, v in x.hparams_initial.items()}
                 announcement = self.dashboard.start(trainer.loggers, hparams)
+                self._announced = bool(announcement)
                 if announcement:
                     logger.info(announcement)
 
@@ -304,6 +339,11 @@ class HessianRankMonitor(Callback):
             self._measure(trainer, pl_module)
         self._sum_up(trainer)
         self._run.series.clock.stop()
+        if trainer.is_global_zero and self._run.series.history:
+            with self._run.failures.handled("the report could not be handed on"):
+                self.dashboard.finish(trainer.loggers, self._report)
+        if self._announced:
+            logger.info("%s: see it at %s", self.settings.name, tab_url())
 
     def _sum_up(self, trainer: Any) -> None:
         """Say in one line what the run showed, and where to look."""
@@ -379,7 +419,8 @@ class HessianRankMonitor(Callback):
             tag = rank_tag(measurement.total, name)
             trainer.progress_bar_metrics[tag] = float(measurement.total.rank)
         if trainer.is_global_zero:
-            self.dashboard.write(trainer.loggers, measurement, self.history, step)
+            details = self._run.series.details
+            self.dashboard.write(trainer.loggers, measurement, self.history, step, details)
 
     def _for_watchers(
         self, trainer: Any, measurement: Measurement, values: dict[str, float]

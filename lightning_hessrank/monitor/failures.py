@@ -46,6 +46,7 @@ class Failures:
         self._said: set[str] = set()
         self.silent = False
         """Whether another process speaks for this one."""
+        self._unreported: list[str] = []
         self._tried: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
         """How many of the things that are tried again and again failed."""
@@ -97,8 +98,14 @@ class Failures:
                     f"{failed} of {self._tried[things]} {things} failed; the reason was given above"
                 )
 
+    def report(self) -> tuple[str, ...]:
+        """Return what was said since this was last asked for."""
+        said, self._unreported = tuple(self._unreported), []
+        return said
+
     def warn(self, message: str) -> None:
         """Say something."""
+        self._unreported.append(message)
         if not self.silent:
             _warn_at_users_line(f"HessianRankMonitor: {message}")
 

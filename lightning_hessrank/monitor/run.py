@@ -34,6 +34,9 @@ from lightning_hessrank.results import BoundNotAvailableError, Measurement, nan_
 from lightning_hessrank.subject.step import module_step
 from lightning_hessrank.subject.subject import Subject
 
+#: Share of the time budget that each of the bounds has in any case.
+BOUND_SHARE = 0.15
+
 
 class Run:
     """Measures one run: the same quantity on the same data, each time that it is asked.
@@ -137,10 +140,11 @@ class Run:
         ):
             union = partial(self._union, module, place, subject)
             check_subject(subject, series, self.failures, step=place.step)
-            self._bounds.seek(subject, union)
+            self._bounds.seek(subject, union, None if limit is None else BOUND_SHARE * limit)
             ranks = self._ranks(subject, place)
-            finite = not math.isnan(ranks.total.rank)
-            batch_bound = self._bounds.of_batch(union) if finite else None
+            batch_bound = None
+            if not math.isnan(ranks.loss):
+                batch_bound = self._bounds.of_batch(union, self._left())
         return Measurement(
             step=place.step,
             epoch=place.epoch,
@@ -154,6 +158,9 @@ class Run:
             seconds=time.perf_counter() - began,
             overhead=series.clock.overhead(),
             skipped=series.skipped,
+            num_samples=ranks.num_samples,
+            module_mode=series.meaning["module_mode"],
+            warnings=self.failures.report(),
         )
 
     def save_spectra(self, measurement: Measurement) -> None:
@@ -166,6 +173,14 @@ class Run:
         folder = self._settings.save_eigenvalues
         if folder is not None and not math.isnan(measurement.total.rank):
             save_spectra(Path(folder), measurement, self._settings.name)
+
+    def _left(self) -> float | None:
+        """Seconds that are left for a batch bound; some, even where the rank took all."""
+        if self._deadline is None:
+            return None
+        assert self._settings.max_seconds is not None
+        left = self._deadline - time.perf_counter()
+        return max(left, BOUND_SHARE * self._settings.max_seconds)
 
     def _ranks(self, subject: Subject, place: Place) -> Ranks:
         series, settings = self.series, self._settings
@@ -192,7 +207,8 @@ class Run:
             self.failures.warn_once(
                 f"the rank is nan, first at step {place.step}: {error}", about=str(error)
             )
-            return Ranks({"total": nan_estimate(subject.num_parameters, method=method, rtol=rtol)})
+            nan = nan_estimate(subject.num_parameters, method=method, rtol=rtol)
+            return Ranks({"total": nan}, num_samples=subject.total_samples)
         self._say_what_is_missing(ranks)
         if not series.verified and subject.has_initial_statistics():
             logger.info(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning_hessrank.budget import Plan
+from lightning_hessrank.dashboard.tab.records import ABOUT, DETAIL, texts_of
 from lightning_hessrank.monitor.clock import Clock
 from lightning_hessrank.monitor.form import Form
 from lightning_hessrank.monitor.limits import limited_by
@@ -27,6 +28,10 @@ class Series:
         self._besides = dict(besides or {})
         self._asked = dict(meaning)
         self.history: list[dict[str, Any]] = []
+        self.details: list[dict[str, Any]] = []
+        """Thinned spectra and layers, for the report: a few kilobytes each."""
+        self.about: dict[str, Any] = {}
+        """What the report says of all measurements: versions, bounds, layers."""
         self.reference: ReferenceData | None = None
         self.plan: Plan | None = None
         """What the time budget buys, decided at the first measurement."""
@@ -51,21 +56,22 @@ class Series:
         self.meaning["method"], self.plan = self._asked["method"], None
 
     def record(self, measurement: Measurement) -> dict[str, Any]:
-        """Return what the history is to hold of a measurement, with the data and mode behind it."""
+        """Return what the history is to hold of a measurement, with the data behind it."""
         assert self.reference is not None
-        num_samples = self.reference.num_samples
-        record = {
-            **measurement.record(),
-            "num_samples": num_samples,
-            "module_mode": self.meaning["module_mode"],
-            "reference": self.reference.fingerprint[:16],
-        }
-        limit = limited_by(measurement, num_samples)
+        record = {**measurement.record(), "reference": self.reference.fingerprint[:16]}
+        limit = limited_by(measurement, self.reference.num_samples)
         return record if limit is None else {**record, "limited_by": limit}
+
+    def details_with(self, measurement: Measurement) -> list[dict[str, Any]]:
+        """Return the details so far and those of a measurement, where it has any."""
+        new = texts_of(measurement).get(DETAIL)
+        return self.details if new is None else [*self.details, new]
 
     def add(self, measurement: Measurement) -> None:
         """Remember a measurement."""
         self.history.append(self.record(measurement))
+        self.details = self.details_with(measurement)
+        self.about = texts_of(measurement)[ABOUT]
 
     def restore_reference(self, processes: Processes) -> None:
         """Take up the reference data that a checkpoint kept, if it did."""
@@ -90,6 +96,8 @@ class Series:
             "meaning": dict(self.meaning),
             "asked": dict(self._besides),
             "history": [dict(record) for record in self.history],
+            "details": list(self.details),
+            "about": dict(self.about),
             "reference": reference,
             "bound": None if self.bound is None else self.bound.to_dict(),
             "bound_sought": self.bound_sought,
@@ -108,6 +116,8 @@ class Series:
         ]
         self.meaning = {**self.meaning, **state["meaning"]}
         self.history[:] = [dict(record) for record in state["history"]]
+        self.details = list(state.get("details", []))  # absent in checkpoints of version 0.1.0
+        self.about = dict(state.get("about", {}))
         self.last_step = self.history[-1]["step"] if self.history else None
         self.reference = None
         self._saved_reference = state["reference"]
@@ -131,6 +141,8 @@ class Series:
         fresh: dict[str, Any] = {
             "meaning": self.meaning,
             "history": [],
+            "details": [],
+            "about": {},
             "skipped": 0,
             "clock": Clock().state_dict(),
         }

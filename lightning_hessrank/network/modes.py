@@ -3,6 +3,7 @@
 A function mode sees every function of PyTorch that is called. The one entered last sees a call
 first, and what it makes of it goes on to the one entered before. From the first to the last:
 
+* ``PATIENCE``, ``Within``: only looks at the clock, so it is around all others.
 * ``REWRITE``, ``CheaperDerivatives``: last before PyTorch, so that all others see the operations of
   the network itself, and no matrix products in the place of convolutions.
 * ``READ``, ``LayerRecorder`` or ``SurrogateMode``: they read (the surrogate: exchange) what is
@@ -40,12 +41,13 @@ Mode = TypeVar("Mode", bound="OrderedMode")
 class Place(IntEnum):
     """Places in the stack, in the order of entering: the last one sees a call first."""
 
-    REWRITE = 0
-    READ = 1
-    PROTECT = 2
-    EXCHANGE = 3
-    PRECISION = 4
-    OUTPUT = 5
+    PATIENCE = 0
+    REWRITE = 1
+    READ = 2
+    PROTECT = 3
+    EXCHANGE = 4
+    PRECISION = 5
+    OUTPUT = 6
 
 
 class OrderedMode(TorchFunctionMode):

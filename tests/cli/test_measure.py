@@ -71,6 +71,8 @@ def test_same_numbers_as_the_callback(run: list[dict[str, Any]], hessrank: Any) 
         f"epoch={epoch}-step={step}.ckpt" for epoch, step in ((0, 4), (1, 8), (2, 12))
     ]
     kept = torch.load("run/hessrank/monitor.pt", weights_only=True)["monitor"]["history"]
+    details = torch.load("run/hessrank/monitor.pt", weights_only=True)["monitor"]["details"]
+    assert [x["step"] for x in details] == [4, 8, 12]
     for offline, online in zip(kept, live, strict=True):
         assert offline["loss"] == pytest.approx(online["loss"], rel=1e-12)
         assert offline["counts"] == online["counts"]

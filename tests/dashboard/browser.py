@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 import subprocess
@@ -15,6 +16,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+#: TensorBoards by their ports.
+_PROCESSES: dict[int, subprocess.Popen[bytes]] = {}
 
 
 def missing() -> str:
@@ -30,14 +34,16 @@ def missing() -> str:
 
 
 @contextmanager
-def tensorboard(logdir: Path) -> Iterator[str]:
+def tensorboard(logdir: Path, *options: str) -> Iterator[str]:
     """Serve a folder; yield the address once it answers."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir), "--port"]
-    command += [str(port), "--samples_per_plugin", "images=100", "--load_fast", "false"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command += [str(port), "--samples_per_plugin", "images=100", "--load_fast", "false", *options]
+    process = _PROCESSES[port] = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     address = f"http://127.0.0.1:{port}"
     try:
         wait_for(lambda: fetch(f"{address}/data/runs") not in (b"", b"[]\n", b"[]"), 60)
@@ -45,6 +51,11 @@ def tensorboard(logdir: Path) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(10)
+
+
+def process_of(address: str) -> int:
+    """Number of the process that serves there."""
+    return _PROCESSES[int(address.rpartition(":")[2])].pid
 
 
 def fetch(url: str) -> bytes:
@@ -85,6 +96,33 @@ def chromium(width: int = 1500, height: int = 1150) -> Iterator[Any]:
             yield driver
         finally:
             driver.quit()
+
+
+def open_tab(driver: Any, address: str, *, dark: bool = False) -> None:
+    """Open the tab by the link that the monitor prints, and wait until all of it is drawn."""
+    driver.get("about:blank")
+    driver.get(f"{address}/?darkMode={'true' if dark else 'false'}#hessian")
+    driver.switch_to.frame(wait_for(lambda: deep(driver, "iframe"))[0])
+    wait_for(lambda: driver.execute_script("return window.hessrank && hessrank.painted"))
+    settled(driver)
+
+
+def wait_until_read(address: str, measurements: int) -> None:
+    """Wait until TensorBoard has read so many measurements, of all runs together."""
+
+    def read() -> bool:
+        found = json.loads(fetch(f"{address}/data/plugin/hessian/runs") or b"{}")
+        return sum(len(run["records"]) for run in found.get("runs", [])) == measurements
+
+    wait_for(read, 120)
+
+
+def settled(driver: Any) -> None:
+    """Wait for spectra and layers of the chosen run."""
+    ready = (
+        "return !!document.querySelector('#plot-across').data && !!hessrank.view.chosen().details"
+    )
+    wait_for(lambda: driver.execute_script(ready))
 
 
 def deep(driver: Any, selector: str, result: str = "found") -> Any:

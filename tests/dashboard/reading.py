@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +13,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
 from lightning_hessrank.dashboard import Dashboard
+from lightning_hessrank.dashboard.tab import records
+from lightning_hessrank.dashboard.tags import counts_by_label
 from lightning_hessrank.dashboard.tensorboard import LAYOUT_TAG
+from lightning_hessrank.results import Measurement
 from tests.dashboard import synthetic
 
 #: Drawing takes most of the time.
@@ -45,3 +52,20 @@ def layout(events: EventAccumulator) -> dict[str, dict[str, list[str]]]:
 
 def text(events: EventAccumulator, tag: str) -> list[str]:
     return [e.tensor_proto.string_val[0].decode() for e in events.Tensors(f"{tag}/text_summary")]
+
+
+def tab_texts(measurement: Measurement) -> dict[str, Any]:
+    """What the tab needs of a measurement, as it comes back from an event file."""
+    found = records.texts_of(measurement, counts_by_label(measurement.total))
+    return {kind: json.loads(records.dumps(text)) for kind, text in found.items()}
+
+
+def by_run(overview: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {run["run"]: run for run in overview["runs"]}
+
+
+def report_runs(page: str) -> Any:
+    """The runs inside of a report."""
+    packed = re.search(r'<script id="data"[^>]*>([^<]*)</script>', page)
+    assert packed is not None
+    return json.loads(gzip.decompress(base64.b64decode(packed.group(1))))["runs"]

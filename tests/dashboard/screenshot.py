@@ -1,7 +1,6 @@
 """Take the README's picture: ``python -m tests.dashboard.screenshot LOGDIR OUT.png``.
 
-Opens the newest run in LOGDIR by the link that the monitor prints. Needs Chromium, its driver and
-selenium.
+It shows the tab of all runs in LOGDIR. Needs Chromium, its driver and selenium.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ def newest_run(logdir: Path) -> str:
 
 
 def open_dashboard(driver: Any, address: str, run: str, name: str = "hessian") -> None:
-    """Open the printed link, and wait for the pinned cards and their pictures."""
+    """Open the link to the stock cards, and wait for the pinned cards and their pictures."""
     driver.get(address + dashboard_url(name, run=run))
     pinned = "metrics-pinned-view card-view"
     browser.wait_for(lambda: browser.deep(driver, pinned, "found.length") >= 4)
@@ -34,12 +33,11 @@ def open_dashboard(driver: Any, address: str, run: str, name: str = "hessian") -
 
 
 def take(logdir: Path, target: Path) -> None:
-    """Write the picture."""
-    with browser.tensorboard(logdir) as address, browser.chromium(1340, 1170) as driver:
-        open_dashboard(driver, address, newest_run(logdir))
-        # The pane of settings takes room from the cards.
-        browser.deep(driver, "button.settings-button", "found.forEach(button => button.click())")
-        time.sleep(3)  # animations
+    """Write the picture: the first three of the tab's questions, with their answers."""
+    with browser.tensorboard(logdir) as address, browser.chromium(1400, 1330) as driver:
+        browser.open_tab(driver, address)
+        time.sleep(2)  # animations, and runs that TensorBoard is still reading
+        driver.switch_to.default_content()
         driver.save_screenshot(str(target))
 
 

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
-from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 from lightning_hessrank.dashboard import Dashboard, scalars
 from lightning_hessrank.dashboard.tensorboard import LAYOUT_TAG, TensorBoardPage
 from lightning_hessrank.dashboard.text import bound_table, guide
 from lightning_hessrank.results import Measurement
 from tests.dashboard import synthetic
-from tests.dashboard.reading import FIGURES, layout, read, text, write
+from tests.dashboard.reading import FIGURES, PLAIN, layout, read, text, write
 
 
 def test_everything_is_read_back(tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_everything_is_read_back(tmp_path: Path) -> None:
         for image in events.Images(tag):
             decoded = Image.open(io.BytesIO(image.encoded_image_string))
             decoded.load()
-            assert decoded.size == (image.width, image.height) == (672, 464)
+            assert decoded.size == (image.width, image.height) == (672, 320)
             assert len(decoded.getcolors() or []) > 10  # something is drawn
 
     assert text(events, "hessian-text/about") == [guide("hessian")]
@@ -59,6 +59,7 @@ def test_everything_is_read_back(tmp_path: Path) -> None:
         ("figures", lambda e: e.Tags()["images"]),
         ("histogram", lambda e: e.Tags()["histograms"]),
         ("layout", lambda e: [t for t in e.Tags()["tensors"] if t == LAYOUT_TAG]),
+        ("tab", lambda e: [t for t in e.Tags()["tensors"] if "-tab/" in t]),
         ("text", lambda e: [t for t in e.Tags()["tensors"] if "-text/" in t]),
     ],
 )
@@ -72,6 +73,26 @@ def test_each_element_can_be_switched_off_alone(tmp_path: Path, element: str, go
     assert missing
     for kind in ("scalars", "images", "histograms", "tensors"):
         assert set(off[kind]) == set(on[kind]) - missing
+
+
+@pytest.mark.parametrize("count", [10, 11])
+def test_many_layers_are_a_table_instead_of_cards(tmp_path: Path, count: int) -> None:
+    board, csv = TensorBoardLogger(tmp_path), CSVLogger(tmp_path)
+    one = synthetic.measurement(layers=count)
+    write(PLAIN, [board, csv], [(one, [one.record()])])
+    cards = [t for t in read(board.log_dir).Tags()["scalars"] if t.startswith("hessian-layers/")]
+    tables = "hessian-text/layers/text_summary" in read(board.log_dir).Tags()["tensors"]
+    assert (len(cards), tables) == ((20, False) if count == 10 else (0, True))
+    if tables:
+        (table,) = text(read(board.log_dir), "hessian-text/layers")
+        name, last = list(one.layers.items())[-1]
+        row = f"| `{name}` | {last.rank:,} | {last.bound:,} | {last.num_parameters:,} |"
+        assert table.splitlines()[-1] == row
+    csv.save()
+    assert (
+        f"hessian-layers/rank/net.{2 * count - 2}"
+        in (Path(csv.log_dir) / "metrics.csv").read_text()
+    )
 
 
 def test_prefix_goes_before_every_tag(tmp_path: Path) -> None:

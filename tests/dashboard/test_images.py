@@ -82,7 +82,7 @@ def test_any_logger_gets_what_it_can_take(tmp_path: Path) -> None:
 
     assert [key for key, _, _ in images.images] == [f"hessian-figures/{x}" for x in FIGURES]
     assert {(step, image.size, image.mode) for _, step, image in images.images} == {
-        (0, (672, 464), "RGB")
+        (0, (672, 320), "RGB")
     }
     assert mlflow.experiment.logged == [("run7", f"hessian-figures/{x}/0.png") for x in FIGURES]
     assert comet.experiment.logged == [(f"hessian-figures/{x}", 0) for x in FIGURES]

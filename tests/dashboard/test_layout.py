@@ -29,11 +29,11 @@ def test_charts_match_exactly_their_tags(tmp_path: Path) -> None:
     bound = "hessian-bound/rank"
     tolerances = [f"hessian-tolerance/rank_{t}" for t in ("1e-1", "1e-3", "machine")]
     assert matched == {
-        "What is happening: rank at 1e-1, 1e-3 and machine precision; bound (reference line)": [
+        "What is happening: rank at 1e-1, 1e-3 and machine precision, and bound": [
             *tolerances,
             bound,
         ],
-        "Rank, bound (reference line), parameters": [
+        "Rank, bound, parameters": [
             "hessian/rank",
             bound,
             "hessian-bound/parameters",
@@ -47,26 +47,29 @@ def test_charts_match_exactly_their_tags(tmp_path: Path) -> None:
     assert len(events.Tensors(LAYOUT_TAG)) == 1
 
 
-def test_charts_of_a_theorem_and_of_an_estimate(tmp_path: Path) -> None:
-    logger = TensorBoardLogger(tmp_path, name="theorem")
-    linear = synthetic.measurement(bound=synthetic.bound(is_theorem=True), outer=None)
-    write(PLAIN, [logger], [(linear, [linear.record()])])
-    assert list(layout(read(logger.log_dir))["hessian: rank of the loss Hessian"]) == [
-        "What is happening: rank at 1e-1, 1e-3 and machine precision; bound (theorem)",
-        "Rank, bound (theorem), parameters",
+def test_titles_are_true_of_every_run_that_is_drawn_under_them(tmp_path: Path) -> None:
+    """TensorBoard merges charts by title and draws all runs in each, a theorem or not."""
+    pages = {}
+    for name, changes in (
+        ("theorem", {"bound": synthetic.bound(is_theorem=True), "outer": None}),
+        ("reference", {}),
+        ("estimate", {"stochastic": True}),
+    ):
+        logger = TensorBoardLogger(tmp_path, name=name)
+        write(PLAIN, [logger], synthetic.run(1, **changes))
+        (pages[name],) = layout(read(logger.log_dir)).values()
+    merged = {title: tags for page in pages.values() for title, tags in page.items()}
+    for page in pages.values():
+        assert all(merged[title] == tags for title, tags in page.items())
+    assert not any(word in title for title in merged for word in ("theorem", "reference"))
+    assert list(pages["theorem"]) == [
+        "What is happening: rank at 1e-1, 1e-3 and machine precision, and bound",
+        "Rank, bound, parameters",
     ]
-    logger = TensorBoardLogger(tmp_path, name="estimate")
-    write(PLAIN, [logger], synthetic.run(1, stochastic=True))
-    assert layout(read(logger.log_dir))["hessian: rank of the loss Hessian"] == {
-        "What is happening: estimated rank at 1e-1 and 1e-3; bound (reference line)": [
-            "hessian\\-tolerance/rank_1e\\-1$",
-            "hessian\\-tolerance/rank_1e\\-3$",
-            "hessian\\-bound/rank$",
-        ],
-        "Estimated rank, 95 % interval": [
-            f"hessian-estimate/{x}" for x in ("rank", "rank_lower", "rank_upper")
-        ],
-    }
+    assert pages["estimate"]["Estimated rank, 95 % interval"] == [
+        f"hessian-estimate/{x}" for x in ("rank", "rank_lower", "rank_upper")
+    ]
+    assert "Rank, bound, parameters" not in pages["estimate"]
 
 
 def test_a_failed_measurement_takes_no_chart_away_and_the_next_adds_them(tmp_path: Path) -> None:
@@ -86,7 +89,7 @@ def test_titles_stay_when_a_later_measurement_has_no_bound(tmp_path: Path) -> No
     write(PLAIN, [logger], [(theorem, []), (synthetic.measurement(1, bound=None), [])])
     events = read(logger.log_dir)
     assert len(events.Tensors(LAYOUT_TAG)) == 1
-    assert "(theorem)" in next(iter(layout(events)["hessian: rank of the loss Hessian"]))
+    assert len(layout(events)["hessian: rank of the loss Hessian"]) == 3
 
 
 def test_two_monitors_share_a_page(tmp_path: Path) -> None:

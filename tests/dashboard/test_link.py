@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
-from lightning_hessrank.dashboard import Dashboard
+from lightning_hessrank.dashboard import Dashboard, dashboard_url
 
 
 def test_announcement_leads_to_the_run(tmp_path: Path) -> None:
-    import json
-    from urllib.parse import parse_qs, urlsplit
-
     logger = TensorBoardLogger(tmp_path / "my runs", name="digits", prefix="p")
     said = Dashboard(name="h").start([CSVLogger(tmp_path), logger])
     title, command, link = said.splitlines()
@@ -20,7 +19,13 @@ def test_announcement_leads_to_the_run(tmp_path: Path) -> None:
     folder = f"'{tmp_path / 'my runs'}'"
     assert command == f"  tensorboard --logdir {folder} --samples_per_plugin images=100"
     url = urlsplit(link.strip())
-    assert (url.netloc, url.path, url.fragment) == ("localhost:6006", "/", "timeseries")
+    assert (url.netloc, url.path, url.query) == ("localhost:6006", "/", "")
+    assert url.fragment == "hessian"
+
+
+def test_the_stock_cards_are_pinned_and_not_smoothed() -> None:
+    url = urlsplit(dashboard_url("h", prefix="p-", run="digits/version_0"))
+    assert (url.path, url.fragment) == ("/", "timeseries&_smoothingWeight=0")
     query = parse_qs(url.query)
     assert query["smoothing"] == ["0"]
     cards = json.loads(query["pinnedCards"][0])
@@ -29,6 +34,7 @@ def test_announcement_leads_to_the_run(tmp_path: Path) -> None:
         "p-h-figures/sorted",
         "p-h-tolerance/rank_machine",
         "p-h-estimate/rank",
+        "p-h/rank_over_bound",
         "p-h-tolerance/rank_1e-3",
     ]
     images = [c for c in cards if c["plugin"] == "images"]

@@ -27,6 +27,7 @@ EXACT = {
     "hessian-tolerance/rank_machine": 747,
     "hessian-layers/rank/net.0": 57,
     "hessian-layers/rank_over_bound/net.0": 57 / 63,
+    "hessian-data/loss": 2.3,
     "hessian-time/seconds": 2.0,
     "hessian-time/products": 3630,
     "hessian-time/overhead": 0.04,
@@ -52,8 +53,9 @@ def test_every_name_of_an_exact_measurement() -> None:
     assert 10 ** values["hessian-spectrum/log10_tolerance"] == pytest.approx(one.total.tolerance)
     assert all(type(value) is float for value in values.values())
     assert {tag.split("/")[0] for tag in values} == {
-        "hessian", *(f"hessian-{g}" for g in ["bound", "tolerance", "layers", "spectrum", "time"])
-    }  # fmt: skip
+        "hessian",
+        *(f"hessian-{g}" for g in ["bound", "tolerance", "layers", "spectrum", "data", "time"]),
+    }
 
 
 def test_stochastic_counts_never_pose_as_exact() -> None:

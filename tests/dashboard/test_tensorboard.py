@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +23,13 @@ def test_histogram_counts_the_eigenvalues_beyond_the_tolerance(tmp_path: Path) -
     write(Dashboard(), [logger], [(Measurement(0, 0, total), [])])
     (event,) = read(logger.log_dir).Histograms("hessian-spectrum/decades_above_tolerance")
     found = event.histogram_value
-    assert (found.min, found.max, found.num) == (-8, 8, 400)
+    assert (found.min, found.max, found.num) == (-8, 16, 400)
     limits, counts = np.array(found.bucket_limit), np.array(found.bucket)
-    np.testing.assert_allclose(limits[-32:], np.arange(-7.5, 8.5, 0.5))
+    np.testing.assert_allclose(limits[-48:], np.arange(-7.5, 16.5, 0.5))
     assert counts[limits > 0].sum() == total.rank
     assert counts.sum() == 400
     assert total.eigenvalues is not None
-    decades = np.log10(np.abs(total.eigenvalues.numpy()) / total.tolerance).clip(-8, 8)
+    decades = np.log10(np.abs(total.eigenvalues.numpy()) / total.tolerance).clip(-8, 16)
     assert found.sum == pytest.approx(decades.sum())
 
 
@@ -65,7 +66,7 @@ def test_resume_into_the_same_folder(tmp_path: Path) -> None:
 
 def test_hparams_on_request(tmp_path: Path) -> None:
     logger = TensorBoardLogger(tmp_path)
-    Dashboard().start([logger], {"lr": 0.1})
+    Dashboard(hparams=False).start([logger], {"lr": 0.1})
     Dashboard(hparams=True).start([logger], {"lr": 0.1, "widths": (3, 4)})
     logger.log_hyperparams({"lr": 0.1, "widths": (3, 4)})  # as Lightning does after `setup`
     logger.experiment.flush()
@@ -78,3 +79,29 @@ def test_hparams_on_request(tmp_path: Path) -> None:
         "hessian-tolerance/rank_1e-3",
     ]
     assert {h.name for h in experiment.hparam_infos} == {"lr", "widths"}
+
+
+def test_hparams_by_default_only_beside_the_placeholder(tmp_path: Path) -> None:
+    """Where the user has metrics of their own, or no hyperparameters, nothing is written."""
+    own = TensorBoardLogger(tmp_path, name="own", default_hp_metric=False)
+    none, usual = (TensorBoardLogger(tmp_path, name=name) for name in ("none", "usual"))
+    for logger, params in ((own, {"lr": 0.1}), (none, {}), (usual, {"lr": 0.1})):
+        Dashboard().start([logger], params)
+    usual.log_hyperparams({"lr": 0.1})  # Lightning's placeholder does not take ours away
+    own.log_hyperparams({"lr": 0.1}, {"val_acc": 0.5})
+    listed = {}
+    for logger in (own, none, usual):
+        logger.experiment.flush()
+        with suppress(KeyError):
+            metadata = read(logger.log_dir).SummaryMetadata("_hparams_/experiment")
+            found = hparams_metadata.parse_experiment_plugin_data(metadata.plugin_data.content)
+            listed[logger.name] = [m.name.tag for m in found.metric_infos]
+    assert listed == {
+        "own": ["val_acc"],
+        "usual": [
+            "hessian/rank",
+            "hessian/rank_over_bound",
+            "hessian-tolerance/rank_1e-3",
+            "hp_metric",
+        ],
+    }

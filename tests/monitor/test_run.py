@@ -146,7 +146,7 @@ def test_no_old_value_stands_for_a_measurement_that_is_nan() -> None:
     finite = {name for name, value in before.items() if math.isfinite(value)}
     assert {"hessian/rank_outer", "hessian/batch_bound", "hessian-tolerance/rank_1e-3"} <= finite
     assert {"hessian-spectrum/lambda_max", "hessian-spectrum/gap"} <= finite
-    known = {"hessian-bound/", "hessian-time/"}
+    known = {"hessian-bound/", "hessian-data/samples", "hessian-time/"}
     assert {name for name in finite if math.isfinite(during[name])} == {
         name for name in finite if any(name.startswith(group) for group in known)
     }
@@ -163,7 +163,7 @@ def test_skipped_measurements_can_be_monitored() -> None:
 
 def test_a_bound_that_is_contradicted_is_no_theorem(monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = RankBound(3, 2, 1, (), 43, "patch", is_theorem=True, reason="It is said to hold.")
-    monkeypatch.setattr(bounds, "reference_bound", lambda subject: wrong)
+    monkeypatch.setattr(bounds, "reference_bound", lambda subject, max_seconds: wrong)
     net = nn.Sequential(nn.Linear(4, 5, bias=False), nn.Linear(5, 3, bias=False))
     monitor = HessianRankMonitor(method="dense")
     expected = (

@@ -29,6 +29,9 @@ def test_a_resumed_series_goes_on_where_it_was() -> None:
     again.restore_reference(Processes())
     assert again.meaning == MEANING
     assert again.history == one.history
+    assert again.about == one.about
+    assert again.details == one.details
+    assert [x["step"] for x in again.details] == [x["step"] for x in one.history]
     assert (again.skipped, again.last_step) == (4, one.history[-1]["step"])
     assert not again.is_on_other_data()
 

@@ -37,7 +37,7 @@ def test_the_last_place_sees_a_call_first() -> None:
         torch.zeros(1)
     assert sorted(Place, reverse=True) == SEEN
     assert [place.name for place in Place] == [
-        *("REWRITE", "READ", "PROTECT", "EXCHANGE", "PRECISION", "OUTPUT")
+        *("PATIENCE", "REWRITE", "READ", "PROTECT", "EXCHANGE", "PRECISION", "OUTPUT")
     ]
 
 
@@ -54,7 +54,7 @@ def test_a_mode_is_not_entered_below_one_that_must_see_calls_later(
             pass
     assert str(caught.value) == (
         f"Watching ({inner.name}) cannot be entered inside Watching ({outer.name}); enter one of "
-        "each place, in the order REWRITE, READ, PROTECT, EXCHANGE, PRECISION, OUTPUT"
+        "each place, in the order PATIENCE, REWRITE, READ, PROTECT, EXCHANGE, PRECISION, OUTPUT"
     )
     with mode_at(inner):  # nothing was left on the stack
         pass

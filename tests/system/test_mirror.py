@@ -32,9 +32,10 @@ ELSEWHERE = {
     "estimators/core.py": "estimators/test_sketch.py",
     "estimators/search.py": "estimators/test_lanczos.py",
     # Behind the door that they were made for.
-    "bounding.py": "subject/test_output.py",
     "cli/family.py": "cli/test_sweep.py",
     "dashboard/figures/growth.py": "cli/test_sweep.py",
+    "dashboard/pages.py": "system/test_dashboard.py",
+    "dashboard/tab/assets.py": "dashboard/tab/test_plugin.py",
     "cli/history.py": "cli/test_measure.py",
     "cli/offline.py": "cli/test_measure.py",
     "monitor/place.py": "cli/test_measure.py",

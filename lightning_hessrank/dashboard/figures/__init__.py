@@ -3,6 +3,7 @@
 Importing this says how results draw themselves; matplotlib is imported by the first figure drawn.
 """
 
+from lightning_hessrank.dashboard.figures.density import density_figure
 from lightning_hessrank.dashboard.figures.history import history_figure
 from lightning_hessrank.dashboard.figures.layers import (
     bound_figure,
@@ -18,6 +19,7 @@ figure_of.register(RankBound, bound_figure)
 
 __all__ = [
     "bound_figure",
+    "density_figure",
     "history_figure",
     "layers_figure",
     "layers_over_time_figure",

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 #: Rows that fit on a card with a name each.
-_NAMED_ROWS = 10
+_NAMED_ROWS = 6
 #: Inches at the left for layers' names.
 _NAMES = 1.36
 #: More columns than this are thinned out.

@@ -6,15 +6,15 @@ import math
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from lightning_hessrank.dashboard.figures import style
+from lightning_hessrank.dashboard.tab.records import curve_points
 from lightning_hessrank.results import RankBound, RankEstimate, validity
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from torch import Tensor
 
 #: More points than pixels show nothing.
 _MAX_POINTS = 1500
@@ -79,7 +79,7 @@ def spectrum_figure(estimate: RankEstimate) -> Figure:
         axes.axhline(0, color=style.TEXT, lw=0.8)
         if estimate.tolerance > 0:
             style.draw_tolerance(axes, estimate.tolerance, along="x")
-        axes.set(xlabel="|λ|", ylabel="eigenvalues per bin")
+        axes.set(xlabel="|λ|", ylabel="per bin")
         axes.yaxis.set_major_formatter(lambda y, _: style.magnitude(abs(y)))
         axes.xaxis.set_major_formatter(lambda x, _: style.power(x))
         axes.minorticks_off()
@@ -91,7 +91,7 @@ def _how(estimate: RankEstimate) -> str:
     """Say how the rank was obtained: it means nothing without."""
     text = f"{estimate.method}, tolerance {style.scientific(estimate.rtol)} · max |λ|"
     if estimate.gap is not None and math.isfinite(estimate.gap):
-        text += f", gap {style.scientific(estimate.gap)}"
+        text += f", gap {style.scientific(estimate.gap)} ({style.clearness(estimate.gap)})"
     return text
 
 
@@ -100,8 +100,10 @@ def _title(estimate: RankEstimate) -> str:
     rank = style.number(estimate.rank)
     if high > low:
         rank = f"{rank} ± {style.number((high - low) / 2)}"
-    part = "" if estimate.part == "total" else f"{estimate.part.capitalize()} "
-    return f"{part}{'rank' if part else 'Rank'} {rank} of {estimate.num_parameters:,} parameters"
+    words = ["estimated"] if estimate.method == "lanczos" else []
+    words += [] if estimate.part == "total" else [estimate.part]
+    what = " ".join([*words, "rank"])
+    return f"{what[0].upper()}{what[1:]} {rank} of {estimate.num_parameters:,} parameters"
 
 
 def _sign_title(estimate: RankEstimate, values: Tensor) -> str:
@@ -174,14 +176,10 @@ def _draw_curve(axes: Axes, values: Tensor, rtol: float, limit: float) -> float:
     size = size[: math.ceil(limit)] / size[0]
     rank = int((size > rtol).sum())
     bottom = max(min(float(size[size > 0].min()), rtol or 1.0), _FLOOR) / 10
-    points = torch.arange(len(size))
+    points = np.arange(len(size))
     if len(size) > _MAX_POINTS:
-        # Where it begins and where it is cut people look closely.
-        even = torch.linspace(0, len(size) - 1, _MAX_POINTS, dtype=torch.float64)
-        first = torch.logspace(0, math.log10(len(size)), _MAX_POINTS // 5, dtype=torch.float64) - 1
-        cut = torch.tensor([rank - 1, rank], dtype=torch.float64)
-        points = torch.cat([even, first, cut]).round().long().clamp(0, len(size) - 1).unique()
-    count, sizes = (points + 1).numpy(), size[points].clamp_min(bottom).numpy()
+        points = curve_points(len(size), rank, even=_MAX_POINTS, first=_MAX_POINTS // 5)
+    count, sizes = points + 1, size.clamp_min(bottom).numpy()[points]
     looks = {"marker": "o", "ms": 4, "lw": 1} if len(count) <= 40 else {"lw": 2.2}
     axes.plot(count, sizes, color=style.TOLERANCE, **looks)
     above = count <= rank

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL import Image
 
-#: Inches and dots per inch of a card: 672 × 464 pixels.
-SIZE = (4.2, 2.9)
+#: Inches and dots per inch: 672 × 320 pixels, the shape of the inside of TensorBoard's cards, so
+#: that a figure fills its card and its text is as large as it can be.
+SIZE = (4.2, 2.0)
 DPI = 160
 
 # Okabe and Ito's palette, which readers with any common colour blindness can tell apart. Each
@@ -79,18 +80,57 @@ def card(
     """
     from matplotlib.figure import Figure
 
-    width, below, above = SIZE[0], 0.46, 0.72 if legend else 0.52
+    width, below, above = SIZE[0], 0.4, 0.62 if legend else 0.48
     figure = Figure(figsize=(width, height))
     figure.text(0.02, 1 - 0.05 / height, title, va="top", fontsize=10, fontweight="bold")
-    figure.text(0.02, 1 - 0.26 / height, subtitle, va="top", fontsize=8, color=TEXT)
+    figure.text(0.02, 1 - 0.23 / height, subtitle, va="top", fontsize=8, color=TEXT)
     box = (left / width, below / height, 1 - (left + right) / width, 1 - (below + above) / height)
     return figure, figure.add_axes(box)
 
 
-def key(figure: Figure, axes: Axes) -> None:
-    """Put the legend in one row between heading and axes, where it covers nothing."""
-    anchor = (0.005, 1 - 0.40 / figure.get_figheight())
-    handles, labels = axes.get_legend_handles_labels()
+def beside(figure: Figure, axes: Axes, *, gap: float, right: float = 0.12) -> Axes:
+    """Return further axes to the right of these, as high as they are.
+
+    Args:
+        figure: of both.
+        axes: that leave room at their right.
+        gap: inches between them, for labels.
+        right: inches at the edge.
+    """
+    box = axes.get_position()
+    left = box.x1 + gap / SIZE[0]
+    return figure.add_axes((left, box.y0, 1 - right / SIZE[0] - left, box.height))
+
+
+def name_end(axes: Axes, x: float, y: float, text: str, colour: str, *, lift: float = 0.0) -> None:
+    """Write a value at the end of its line.
+
+    Args:
+        axes: whose right edge has room for it.
+        x: of the end, in data.
+        y: of the end, in data.
+        text: the value.
+        colour: of the line.
+        lift: points by which the text is moved up, away from another one.
+    """
+    axes.annotate(
+        text,
+        (x, y),
+        xytext=(5, lift),
+        textcoords="offset points",
+        va="center",
+        fontsize=8,
+        color=colour,
+        annotation_clip=False,
+    )
+
+
+def key(figure: Figure, *axes: Axes) -> None:
+    """Put one legend, in one row, between heading and axes, where it covers nothing."""
+    anchor = (0.005, 1 - 0.35 / figure.get_figheight())
+    found = [each.get_legend_handles_labels() for each in axes]
+    handles = [handle for pair in found for handle in pair[0]]
+    labels = [label for pair in found for label in pair[1]]
     figure.legend(handles, labels, loc="upper left", bbox_to_anchor=anchor, ncols=len(labels) or 1)
 
 
@@ -159,6 +199,7 @@ def _palette() -> Image.Image:
     shades = [(colour, a) for colour in (RANK, BOUND, NEGATIVE, OUTER) for a in (1, 0.6, 0.35, 0.2)]
     shades += [(colour, 1) for colour in (TRACK, FAINT)] + [("black", a / 7) for a in range(8)]
     shades += [(FAINT, 0.45), (TOLERANCE, 1)]
+    shades += [(colour, a) for colour in ("#084a80", "#a63603") for a in (1, 0.8, 0.6, 0.45, 0.3)]
     table = [round(255 * (a * c + 1 - a)) for colour, a in shades for c in to_rgb(colour)]
     palette = Image.new("P", (1, 1))
     palette.putpalette(table)
@@ -166,10 +207,11 @@ def _palette() -> Image.Image:
 
 
 def number(value: float) -> str:
-    """``1210`` -> ``"1,210"``; a fraction keeps one digit; ``nan`` says so."""
+    """``1210`` -> ``"1,210"``; a small fraction keeps one digit; ``nan`` says so."""
     if math.isnan(value):
         return "nan"
-    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.1f}"
+    whole = float(value).is_integer() or abs(value) >= 100
+    return f"{value:,.0f}" if whole else f"{value:,.1f}"
 
 
 def magnitude(value: float) -> str:
@@ -178,6 +220,15 @@ def magnitude(value: float) -> str:
         if abs(value) >= unit:
             return f"{value / unit:.3g}{letter}"
     return f"{value:.3g}"
+
+
+def clearness(gap: float | None) -> str:
+    """What a spectral gap means, in two words; empty where it is not known."""
+    if gap is None or math.isnan(gap):
+        return ""
+    if gap == math.inf:
+        return "nothing below the cut"
+    return "clear cut" if gap >= 1e3 else "fairly clear" if gap >= 10 else "no clear cut"
 
 
 def scientific(value: float) -> str:

@@ -44,7 +44,8 @@ def texts(figure: Figure) -> str:
 
 def lines(figure: Figure, label: str) -> np.ndarray[Any, Any]:
     """Data of the line with this label, shape (n, 2)."""
-    found = [x for x in figure.axes[0].lines if str(x.get_label()).startswith(label)]
+    drawn = [x for axes in figure.axes for x in axes.lines]
+    found = [x for x in drawn if str(x.get_label()).startswith(label)]
     assert len(found) == 1
     return np.array(found[0].get_xydata())
 

@@ -18,7 +18,7 @@ from tests.dashboard.figures.drawing import decoded, lines, texts
 def test_layers_figure(count: int) -> None:
     layers = synthetic.layer_ranks(count)
     figure = figures.layers_figure(layers)
-    assert decoded(figure).size == (672, 464)
+    assert decoded(figure).size == (672, 320)
     widths = [b.get_width() for b in figure.axes[0].containers[1].patches]
     expected = [x.rank / x.bound for x in layers.values() if x.bound]
     np.testing.assert_allclose(widths, expected)

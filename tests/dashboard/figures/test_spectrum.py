@@ -19,7 +19,7 @@ def test_sorted_figure_at_extremes(which: str) -> None:
     estimate = EXTREMES[which]()
     bound = synthetic.bound(max(1, estimate.num_parameters // 2), estimate.num_parameters)
     figure = figures.sorted_figure(estimate, bound)
-    assert decoded(figure).size == (672, 464)
+    assert decoded(figure).size == (672, 320)
     written = texts(figure)
     assert f"of {estimate.num_parameters:,} parameters" in written
     assert f"{estimate.method}, tolerance " in written
@@ -42,7 +42,7 @@ def test_spectrum_figure_at_extremes(which: str) -> None:
             figures.spectrum_figure(estimate)
         return
     figure = figures.spectrum_figure(estimate)
-    assert decoded(figure).size == (672, 464)
+    assert decoded(figure).size == (672, 320)
     values = estimate.eigenvalues
     positive = int((values > estimate.tolerance).sum())
     negative = int((values < -estimate.tolerance).sum())

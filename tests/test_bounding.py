@@ -1,0 +1,93 @@
+"""Bounds of a subject obey a limit of time, and make exact methods cheap."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lightning_hessrank import HessianRankMonitor, bounding, hessian_rank
+from lightning_hessrank.bounding import (
+    BoundOutOfTimeError,
+    reference_batch_bound,
+    reference_bound,
+)
+from lightning_hessrank.results import BoundNotAvailableError
+from lightning_hessrank.subject.step import model_step
+from lightning_hessrank.subject.subject import Subject
+from tests.training import QUIET, loader, plain_module
+
+BOUNDS = [reference_bound, reference_batch_bound]
+
+
+def subject(net: nn.Module) -> Subject:
+    data = torch.randn(7, 4), torch.randn(7, 3)
+    return Subject(net, [data], model_step(F.mse_loss))
+
+
+@pytest.mark.parametrize("find", BOUNDS)
+def test_a_bound_that_takes_too_long_is_given_up(find: Any) -> None:
+    net = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+    with pytest.raises(BoundOutOfTimeError) as caught:
+        find(subject(net), max_seconds=1e-9)
+    assert str(caught.value) == (
+        "it takes longer than 1e-09 s, what the time budget leaves for it; a larger max_seconds "
+        "gives it time (rank_bound and batch_bound have no limit)"
+    )
+    assert find(subject(net), max_seconds=3600).total == find(subject(net)).total
+
+
+def test_where_only_a_theorem_helps_nothing_else_is_sought() -> None:
+    linear = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3))
+    assert reference_bound(subject(linear), theorem_only=True).is_theorem
+    with pytest.raises(BoundNotAvailableError, match="tanh"):
+        reference_bound(subject(nn.Sequential(*linear, nn.Tanh())), theorem_only=True)
+
+
+def test_a_batch_bound_that_took_too_long_is_not_sought_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sought: list[float | None] = []
+
+    def impatient(found: Subject, max_seconds: float | None = None) -> Any:
+        sought.append(max_seconds)
+        return reference_batch_bound(found, 1e-9)
+
+    monkeypatch.setattr(
+        "lightning_hessrank.monitor.bounds.reference_batch_bound", impatient, raising=True
+    )
+    monitor = HessianRankMonitor(on_error="raise", max_seconds=20)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        pl.Trainer(**QUIET, max_epochs=2, callbacks=[monitor]).fit(
+            plain_module(pl, net=nn.Linear(4, 3)), loader()
+        )
+    assert len(monitor.history) == 3
+    assert len([x for x in said if "without the batch bound" in str(x.message)]) == 1
+    assert len(sought) == 1
+    assert sought[0] is not None
+    assert 3 <= sought[0] <= 20
+    assert "batch_bound" not in monitor.history[-1]
+
+
+def test_a_linear_network_is_measured_from_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(*(nn.Linear(a, b, bias=False) for a, b in [(3, 60), (60, 60), (60, 2)]))
+    data = torch.randn(20, 3), torch.randn(20, 2)
+    limits: list[int | None] = []
+    measure = bounding.reference_bound
+
+    def listening(*args: Any, **kwargs: Any) -> Any:
+        bound = measure(*args, **kwargs)
+        limits.append(bound.total)
+        return bound
+
+    monkeypatch.setattr("lightning_hessrank.api.reference_bound", listening)
+    found = hessian_rank(net, "mse", data)
+    assert found.method == "sketch"
+    assert limits == [int(found.rank)]
