@@ -142,7 +142,7 @@ def measure(
             )
 
         whole = processes.count == 1 and len(wanted) == len(PARTS)
-        if method == "dense" and whole and not isinstance(curvature, DifferenceCurvature):
+        if method == "dense" and whole and isinstance(curvature, LossCurvature):
             found = dense_parts(operators, rtol=rtol, memory_limit=memory, progress=progress)
         else:
             found = {part: rank(operators[part], part, limits[part]) for part in wanted}

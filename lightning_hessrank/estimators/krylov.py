@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_hessrank.estimators.basis import Basis
 from lightning_hessrank.hessian.operator import SymmetricOperator, product_blocks
+from lightning_hessrank.threads import threads_for
 
 
 class Ritz(NamedTuple):
@@ -104,7 +105,8 @@ class BlockKrylov:
 
     def ritz(self) -> Ritz:
         """Return the Ritz pairs of the present subspace."""
-        values, coordinates = torch.linalg.eigh((self._t + self._t.T) / 2)
+        with threads_for(self.size):
+            values, coordinates = torch.linalg.eigh((self._t + self._t.T) / 2)
         tail = coordinates[self.size - self._coupling.shape[1] :]
         residuals = torch.linalg.vector_norm(self._coupling @ tail, dim=0)
         floor = self._operator.error(self.scale, self.size)

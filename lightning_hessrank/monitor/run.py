@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning_hessrank.estimating import Ranks
@@ -25,6 +26,7 @@ from lightning_hessrank.monitor.reference import ReferenceData, as_batches, coll
 from lightning_hessrank.monitor.series import Series
 from lightning_hessrank.monitor.settings import Settings
 from lightning_hessrank.monitor.sharding import check_settings, live_module
+from lightning_hessrank.monitor.spectra import save_spectra
 from lightning_hessrank.monitor.stopping import obeying_sigterm
 from lightning_hessrank.network.batches import cut_batch, fingerprint
 from lightning_hessrank.network.function import layers_of
@@ -60,7 +62,7 @@ class Run:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self.series = Series(settings.meaning)
+        self.series = Series(settings.meaning, settings.asked)
         self.failures = Failures(settings.on_error)
         self.processes = Processes()
         self._bounds = Bounds(self.series, self.failures)
@@ -187,6 +189,17 @@ class Run:
             module_mode=series.meaning["module_mode"],
             warnings=self.failures.report(),
         )
+
+    def save_spectra(self, measurement: Measurement) -> None:
+        """Write the eigenvalues of a measurement, if that was asked for.
+
+        Raises:
+            ValueError: the method gives none.
+            OSError: they cannot be written.
+        """
+        folder = self._settings.save_eigenvalues
+        if folder is not None and not math.isnan(measurement.total.rank):
+            save_spectra(Path(folder), measurement, self._settings.name)
 
     def _left(self) -> float | None:
         """Seconds that are left for a batch bound; some, even where the rank took all."""

@@ -126,7 +126,7 @@ def test_plain_pytorch_metric_and_function_agree(capsys: pytest.CaptureFixture[s
 
 
 def test_resnet_counts_have_intervals_and_names_of_their_own() -> None:
-    arguments = ["--epochs", "1", "--width", "2", "--samples", "8", "--max-overhead", "0.99"]
+    arguments = ["--epochs", "1", "--every", "1", "--width", "2", "--samples", "8"]
     load("resnet").main([*arguments, "--figure", "resnet.png"])
     assert len(scalars("resnet", "hessian-estimate/rank")) == 2
     assert len(scalars("resnet", "hessian-estimate/rank_upper")) == 2

@@ -31,7 +31,6 @@ ELSEWHERE = {
     "estimators/core.py": "estimators/test_sketch.py",
     "estimators/search.py": "estimators/test_lanczos.py",
     # Behind the door that they were made for.
-    "cli/app.py": "cli/test_bound.py",
     "cli/family.py": "cli/test_sweep.py",
     "dashboard/figures/growth.py": "cli/test_sweep.py",
     "dashboard/pages.py": "system/test_dashboard.py",
