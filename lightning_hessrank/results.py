@@ -77,8 +77,8 @@ class RankEstimate:
         counts: relative tolerance -> count, at the tolerances that the method resolved.
         count_errors: relative tolerance -> standard error of the count; empty where all counts are
             exact.
-        products: ``"autograd"``, or ``"differences"`` of gradients, where an operation has no second
-            derivative.
+        products: ``"autograd"``, or ``"differences"`` of gradients where an operation has no
+            second derivative.
         resolution: smallest relative tolerance at which the error of such products allows a count.
         num_probes: independent probes behind ``std_error`` (lanczos), else ``None``.
         ranges: relative tolerance -> (lower, upper) count, at tolerances where a count is not
