@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from lightning_hessrank.bounding import (
     reference_bound,
 )
 from lightning_hessrank.bounds.linear import LinearKind, linear_bound
+from lightning_hessrank.bounds.live_bound import LiveKind
 from lightning_hessrank.budget import ALWAYS_DENSE
 from lightning_hessrank.estimators import method_names
 from lightning_hessrank.measure import measure
@@ -170,8 +171,10 @@ def rank_bound(
             iterable of such batches or of ``(inputs, targets)`` pairs. ``None``: any data.
         input_rank: rank of the uncentred input covariance, where it is known without data.
         kind: ``"closed-form"`` (fully connected chains), ``"generic"`` (exact generic rank, for
-            small networks), ``"patch"`` (any multilinear network), ``"auto"``: the smallest valid
-            bound at a cost of seconds.
+            small networks: of the network itself where that is analytic in its weights, attention
+            included, which is a theorem; else of the surrogate), ``"patch"`` (any multilinear
+            network), ``"auto"``: the smallest valid bound of the surrogate at a cost of seconds, or
+            the generic rank of an analytic network without one.
 
     Raises:
         BoundNotAvailableError: the network has no multilinear surrogate, or ``kind`` does not
@@ -205,23 +208,30 @@ def rank_bound(
         copy.release()
 
 
-def batch_bound(model: nn.Module, loss_fn: LossCallable | str, data: Any) -> RankBound:
+def batch_bound(
+    model: nn.Module, loss_fn: LossCallable | str, data: Any, *, kind: LiveKind = "auto"
+) -> RankBound:
     """Bound the rank of the loss Hessian of a network as it is, on given data.
 
     A theorem for every network and loss: any activation, normalisation in either mode, attention,
     losses that couple samples. It comes from the ranks of the activations and of the backpropagated
     signals over the data, layer by layer, at the network's weights
-    (see :mod:`lightning_hessrank.bounds.batch`). The model is copied and left as it is.
+    (see :mod:`lightning_hessrank.bounds.batch`), for small networks also from the directions along
+    which the network does not change (:mod:`lightning_hessrank.bounds.symmetries`), and from blocks
+    in which it is affine (:mod:`lightning_hessrank.bounds.affine`). The model is copied and left as
+    it is.
 
     Args:
         model: called as in :func:`hessian_rank`, in the mode it is in; random masks are those of
             one draw.
         loss_fn: as in :func:`hessian_rank`.
         data: one ``(inputs, targets)`` tuple or an iterable of pairs.
+        kind: ``"batch"``, ``"symmetry"``, or ``"auto"``: the smallest valid bound, part by part;
+            ``sources`` of the result says which it was.
 
     Raises:
-        BoundNotAvailableError: the loss does not depend on the parameters, or batches run through
-            the network in different ways.
+        BoundNotAvailableError: the loss does not depend on the parameters, batches run through the
+            network in different ways, or ``kind`` does not apply; the message says why.
         NonFiniteError: an activation or a signal is not finite; the message says where.
         TypeError: ``model`` is not a module or ``data`` no pairs.
         ValueError: no trainable parameters, no data, an empty batch, or ambiguous data.
@@ -233,11 +243,12 @@ def batch_bound(model: nn.Module, loss_fn: LossCallable | str, data: Any) -> Ran
         >>> bound.is_theorem, bound.num_samples
         (True, 3)
     """
+    check_choice("kind", kind, get_args(LiveKind))
     check_model(model)
     if not any(x.requires_grad for x in model.parameters()):
         raise ValueError("the network has no trainable parameters, so there is no Hessian to bound")
     with _subject(model, loss_fn, data) as subject:
-        return reference_batch_bound(subject)
+        return reference_batch_bound(subject, kind=kind)
 
 
 @contextmanager

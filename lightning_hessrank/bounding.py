@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -10,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_hessrank.bounds.batch import live_batch_bound
 from lightning_hessrank.bounds.linear import linear_bound
+from lightning_hessrank.bounds.live_bound import LiveKind, live_bound
 from lightning_hessrank.network.batches import list_tensors, map_tensors
 from lightning_hessrank.network.function import Network
 from lightning_hessrank.network.losses import LossKind, ignores_shifts, known_loss
@@ -149,20 +148,28 @@ def reference_bound(
         ) from error
 
 
-def reference_batch_bound(subject: Subject, max_seconds: float | None = None) -> RankBound:
+def reference_batch_bound(
+    subject: Subject, max_seconds: float | None = None, *, kind: LiveKind = "auto"
+) -> RankBound:
     """Bound of the network itself on the subject's reference data, at its weights.
 
-    Arguments as of :func:`reference_bound`.
+    Args:
+        subject: the network, its data and its loss.
+        max_seconds: as of :func:`reference_bound`.
+        kind: how to bound; ``"auto"``: the smallest bound, part by part.
 
     Raises:
         BoundNotAvailableError: the network is not covered; the message says why.
     """
-    evaluations = [
-        functools.partial(lambda batch: subject.evaluate(batch).loss, batch)
-        for batch in subject.batches
-    ]
     with undisturbed(), _patience(max_seconds):
-        return live_batch_bound(evaluations, subject.parameters, sum(subject.sizes))
+        terms = subject.loss_function().terms
+        return live_bound(
+            [term.evaluate for term in terms],
+            subject.parameters,
+            sum(subject.sizes),
+            weights=[term.weight for term in terms],
+            kind=kind,
+        )
 
 
 @contextmanager

@@ -10,12 +10,14 @@ from __future__ import annotations
 import html
 import importlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import singledispatch
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_hessrank.notebook import shown
+from lightning_hessrank.spectrum import Measured, Spectrum
 from lightning_hessrank.text import Table
 from lightning_hessrank.tolerance import check_rtol, machine_rtol, numerical_rank
 
@@ -27,11 +29,13 @@ Part = Literal["total", "outer", "functional"]
 Method = Literal["dense", "sketch", "lanczos"] | str
 """Name of an estimator: these, and what :func:`lightning_hessrank.estimators.estimator` added."""
 Products = Literal["autograd", "differences"]
-BoundKind = Literal["closed-form", "generic", "patch", "batch"]
+BoundKind = Literal["closed-form", "generic", "patch", "batch", "symmetry", "affine"]
 
 #: What draws results, unless something else has registered.
 FIGURES = f"{__name__.rpartition('.')[0]}.dashboard.figures"
 
+#: Bounds of a network at its weights, on given data.
+LIVE = frozenset({"batch", "symmetry", "affine"})
 PARTS: tuple[Part, ...] = ("total", "outer", "functional")
 
 
@@ -89,6 +93,7 @@ class RankEstimate:
         frobenius_norm: ``‖H‖_F``; ``None`` where unknown.
         standard_errors: name of one of the four above -> its standard error; empty where they are
             exact.
+        quadrature: what an estimate knows of the spectrum (lanczos), else ``None``.
 
     Example:
         >>> import torch
@@ -123,6 +128,7 @@ class RankEstimate:
     trace: float | None = None
     frobenius_norm: float | None = None
     standard_errors: Mapping[str, float] = field(default_factory=dict, repr=False)
+    quadrature: Spectrum | None = field(default=None, repr=False)
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -136,6 +142,85 @@ class RankEstimate:
         margin = t_quantile(self.num_probes) * self.std_error if self.std_error else 0.0
         low, high = self.rank - margin, self.rank + margin
         return max(low, 0.0), min(high, float(self.num_parameters))
+
+    def effective_dimension(self, alpha: float) -> Measured:
+        """Return ``Σ |λ| / (|λ| + α)``: see :mod:`lightning_hessrank.spectrum`, as for the others.
+
+        Each is a ``float`` with its standard error as ``std_error``.
+
+        Raises:
+            ValueError: ``alpha`` is not positive, or the method cannot tell.
+        """
+        return self._spectrum.effective_dimension(alpha)
+
+    @property
+    def entropy_rank(self) -> Measured:
+        """``exp(-Σ q log q)``; raises ``ValueError`` where the method cannot tell."""
+        return self._spectrum.entropy_rank()
+
+    @property
+    def participation_ratio(self) -> Measured:
+        """``(Σ|λ|)² / Σλ²``; raises ``ValueError`` where the method cannot tell."""
+        return self._spectrum.participation_ratio()
+
+    @property
+    def stable_rank(self) -> Measured:
+        """``Σλ² / max|λ|²``; raises ``ValueError`` where the method cannot tell."""
+        return self._spectrum.stable_rank()
+
+    def count_beyond(self, threshold: float) -> Measured:
+        """Return the number of eigenvalues with ``|λ| > threshold``, in their own units.
+
+        Raises:
+            ValueError: ``threshold`` is negative, or the method cannot know the count there.
+        """
+        if not threshold >= 0:
+            raise ValueError(f"threshold must not be negative, got {threshold}")
+        if self.eigenvalues is not None:
+            return Measured(int((self.eigenvalues.abs() > threshold).sum()))
+        largest = max(abs(self.largest or 0.0), abs(self.smallest or 0.0))
+        if not largest:
+            raise ValueError(f"the {self.method} method does not know the largest eigenvalue")
+        if threshold >= largest:
+            return Measured(0)
+        rtol = threshold / largest
+        if self.quadrature is not None:
+            return self.quadrature.count(threshold)
+        return Measured(self.rank_at(rtol))
+
+    def measures(self, alpha: float | None = None) -> dict[str, Measured]:
+        """Return all that can be told: extremes, trace, norm, and smooth companions of the rank.
+
+        Args:
+            alpha: of the effective dimension; ``None``: leave that out.
+        """
+        found = {}
+        fields = {"lambda_max": "largest", "lambda_min": "smallest", "trace": "trace"}
+        for name, own in {**fields, "frobenius_norm": "frobenius_norm"}.items():
+            value = getattr(self, own)
+            if value is not None:
+                found[name] = Measured(value, self.standard_errors.get(own, 0.0))
+        smooth: dict[str, Callable[[], Measured]] = {
+            "stable_rank": lambda: self.stable_rank,
+            "entropy_rank": lambda: self.entropy_rank,
+            "participation_ratio": lambda: self.participation_ratio,
+        }
+        if alpha:
+            smooth["effective_dimension"] = lambda: self.effective_dimension(alpha)
+        for name, get in smooth.items():
+            with suppress(ValueError):
+                found[name] = get()
+        return found
+
+    @property
+    def _spectrum(self) -> Spectrum:
+        if self.eigenvalues is not None:
+            return Spectrum.of(self.eigenvalues)
+        if self.quadrature is None:
+            raise ValueError(
+                f"the {self.method} method knows no spectrum; use method='dense' or 'lanczos'"
+            )
+        return self.quadrature
 
     def plot(self, bound: RankBound | None = None) -> Figure:
         """Draw sorted |λ| (or the counts, where there are no eigenvalues), tolerance and rank.
@@ -266,8 +351,22 @@ class LayerBound:
     num_parameters: int
     """Trainable parameters of the layer."""
     functional: int
-    """Bound on the rank of the layer's column block of the functional Hessian (linear bounds), or
-    of the full Hessian (batch bound)."""
+    """Bound on the rank of the layer's column block of the functional Hessian, or of the full
+    Hessian where there is no split into parts."""
+    outer: int | None = None
+    """The same of the outer-product Hessian (batch bound)."""
+    total: int | None = None
+    """The same of the full Hessian (batch bound)."""
+
+
+@dataclass(frozen=True)
+class FlatDirections:
+    """Directions along which an element of a network changes nothing, verified on the network."""
+
+    element: str
+    """In words, with the layers."""
+    number: int
+    """Dimension of their span beyond that of the elements before it."""
 
 
 @dataclass(frozen=True)
@@ -278,11 +377,13 @@ class RankBound:
 
     Attributes:
         total: bound on the rank of the Hessian.
-        outer: of its outer-product part; ``None`` where the bound has no such split (batch bound).
+        outer: of its outer-product part; ``None`` where the bound has no such split (batch bound of
+            an unknown output).
         functional: of its functional part; ``None`` likewise.
         layers: what each layer can add, with its name and its number of parameters.
         num_parameters: rows of the Hessian: trainable parameters.
-        kind: how it was found: ``"closed-form"``, ``"generic"``, ``"patch"`` or ``"batch"``.
+        kind: how it was found: ``"closed-form"``, ``"generic"``, ``"patch"``, or at the
+            weights, on given data, ``"batch"``, ``"symmetry"`` or ``"affine"``.
         is_theorem: whether it holds for this very network, not only for its linear surrogate.
         reason: one sentence: why it holds, or why it is a reference line only.
         input_rank: rank of the inputs that it holds for; the input dimension for any data;
@@ -290,6 +391,8 @@ class RankBound:
         num_samples: number of samples that it holds for; ``None`` (default): any number.
         outputs: outputs per sample that the loss can see: ``K``, or ``K - 1`` for softmax;
             ``None`` (default) where unknown.
+        explained: null directions of the outer-product Hessian, by element (symmetries).
+        sources: part -> kind of the bound that was the smallest, where several are joined.
 
     Example:
         >>> import torch
@@ -310,6 +413,13 @@ class RankBound:
     input_rank: int | None = None
     num_samples: int | None = None
     outputs: int | None = None
+    explained: tuple[FlatDirections, ...] = ()
+    sources: Mapping[str, BoundKind] = field(default_factory=dict)
+
+    @property
+    def flat_directions(self) -> int:
+        """Number of flat directions that are explained."""
+        return sum(x.number for x in self.explained)
 
     def plot(self) -> Figure:
         """Draw what each layer can add to the rank, beside its number of parameters.
@@ -329,12 +439,17 @@ class RankBound:
 
     def to_dict(self) -> dict[str, Any]:
         """Return builtin types only, as a checkpoint can hold them."""
-        return asdict(self) | {"layers": [asdict(layer) for layer in self.layers]}
+        return asdict(self) | {
+            "layers": [asdict(layer) for layer in self.layers],
+            "explained": [asdict(x) for x in self.explained],
+        }
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> RankBound:
         """Inverse of :meth:`to_dict`."""
-        return cls(**{**state, "layers": tuple(LayerBound(**layer) for layer in state["layers"])})
+        layers = tuple(LayerBound(**layer) for layer in state["layers"])
+        explained = tuple(FlatDirections(**x) for x in state.get("explained", ()))
+        return cls(**{**state, "layers": layers, "explained": explained})
 
 
 @dataclass(frozen=True)
@@ -369,12 +484,30 @@ class Measurement:
     """Share of the wall time since the start of training that went into measuring, in [0, 1]."""
     skipped: int = 0
     """Measurements that the time budget has left out so far."""
+    weight_decay: float | None = None
+    """Of the optimiser, where there is one: ``α`` of the effective dimension."""
+    gradient_descent_rate: float | None = None
+    """Learning rate of the optimiser, where that is plain gradient descent."""
     num_samples: int | None = None
     """Of the reference data, on all processes together."""
     module_mode: str | None = None
     """``"eval"`` or ``"train"``."""
     warnings: tuple[str, ...] = ()
     """What was warned of since the measurement before."""
+
+    def measures(self) -> dict[str, float]:
+        """Smooth companions of the total rank; with gradient descent also its edge of stability.
+
+        With learning rate ``η``, ``sharpness`` is ``λ_max η / 2`` (1 at the edge), and
+        ``beyond_edge`` the number of ``|λ|`` beyond ``2 / η``.
+        """
+        found: dict[str, float] = dict(self.total.measures(self.weight_decay))
+        rate = self.gradient_descent_rate
+        if rate and self.total.largest is not None:
+            found["sharpness"] = self.total.largest * rate / 2
+            with suppress(ValueError):
+                found["beyond_edge"] = self.total.count_beyond(2 / rate)
+        return found
 
     def record(self) -> dict[str, Any]:
         """Return the plain dict kept in ``monitor.history``: builtin types only."""
@@ -413,6 +546,16 @@ class Measurement:
             record["rank_over_bound"] = total.rank / bound.total if bound.total else math.nan
         if self.batch_bound is not None:
             record["batch_bound"] = self.batch_bound.total
+            record["batch_bound_outer"] = self.batch_bound.outer
+            record["batch_bound_functional"] = self.batch_bound.functional
+            if self.batch_bound.explained and self.outer is not None:
+                flat = total.num_parameters - self.outer.rank
+                record["flat_directions"] = (self.batch_bound.flat_directions, flat)
+        measures = self.measures()
+        if measures:
+            record["measures"] = {name: float(x) for name, x in measures.items()}
+            errors = {name: getattr(x, "std_error", 0.0) for name, x in measures.items()}
+            record["measures"] |= {f"{name}_std_error": x for name, x in errors.items() if x}
         if self.layers:
             record["layers"] = {
                 name: {"rank": x.rank, "num_parameters": x.num_parameters, "bound": x.bound}
@@ -450,11 +593,16 @@ def format_bound(bound: RankBound) -> str:
         f"{line}  {why}".rstrip()
         for line, why in zip(totals.split("\n"), _caps(bound, sums), strict=True)
     ]
+    flat = Table(
+        ("flat", "directions explained by"), [(f"{x.number:,}", x.element) for x in bound.explained]
+    )
     return "\n".join(
         [
             *(title, holds_for(bound), ""),
             Table(("layer", "parameters", per_layer), layers).plain(ruled=True),
-            *(*capped, "", bound.reason),
+            *(*capped, ""),
+            *([flat.plain(ruled=True), ""] if bound.explained else []),
+            bound.reason,
         ]
     )
 
@@ -487,7 +635,7 @@ def holds_for(bound: RankBound) -> str:
         facts.append(f"inputs of rank {bound.input_rank:,}")
     if bound.num_samples is not None:
         facts.append(f"{bound.num_samples:,} samples")
-    elif bound.kind == "batch":
+    elif bound.kind in LIVE:
         facts.append("the given batches")
     else:
         facts.append("any number of samples")

@@ -67,9 +67,15 @@ def targets_like(outputs: Tensor, loss: str) -> Tensor:
 
 
 def curvature_parts(
-    model: nn.Module, inputs: Tensor, loss: str = "mse", targets: Tensor | None = None
+    model: nn.Module,
+    inputs: Tensor,
+    loss: str | Callable[..., Tensor] = "mse",
+    targets: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Functional Hessian, Jacobian and loss curvature at the model's own weights."""
+    """Functional Hessian, Jacobian and loss curvature at the model's own weights.
+
+    By reverse mode only: the forward derivative of layer normalisation's backward is wrong.
+    """
     named = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
     shapes = [p.shape for p in named.values()]
     theta = torch.cat([p.flatten() for p in named.values()])
@@ -80,10 +86,12 @@ def curvature_parts(
         return functional_call(model, dict(zip(named, values, strict=True)), (inputs,))
 
     f = outputs_at(theta).detach()
-    targets = targets_like(f, loss) if targets is None else targets
+    if targets is None:
+        targets = targets_like(f, str(loss))
+    of_loss = LOSSES[loss] if isinstance(loss, str) else loss
 
     def loss_of(f: Tensor) -> Tensor:
-        return LOSSES[loss](f, targets)
+        return of_loss(f, targets)
 
     residual = grad(loss_of)(f)
     J = jacrev(outputs_at)(theta).reshape(f.numel(), -1)
@@ -92,13 +100,18 @@ def curvature_parts(
     return {"functional": functional, "jacobian": J, "curvature": S}
 
 
-def exact_ranks(model: nn.Module, inputs: Tensor, loss: str = "mse") -> dict[str, int]:
+def exact_ranks(
+    model: nn.Module,
+    inputs: Tensor,
+    loss: str | Callable[..., Tensor] = "mse",
+    targets: Tensor | None = None,
+) -> dict[str, int]:
     """Ranks of the dense Hessian and its parts."""
-    parts = curvature_parts(model, inputs, loss)
+    parts = curvature_parts(model, inputs, loss, targets)
     functional, J, S = parts["functional"], parts["jacobian"], parts["curvature"]
     # The outer part from a factor: JᵀSJ itself has the squared condition number.
     values, vectors = torch.linalg.eigh(S)
-    root = values.clamp(min=0).sqrt() * (values > 1e-12 * values.abs().max())
+    root = values.abs().sqrt() * (values.abs() > 1e-13 * values.abs().max())
     return {
         "total": symmetric_rank(functional + J.T @ S @ J),
         "outer": matrix_rank(root[:, None] * (vectors.T @ J)),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Literal, get_args
 
 from torch import Tensor
 
+from lightning_hessrank.bounds.analytic import analytic_bound
 from lightning_hessrank.bounds.closed_form import ClosedForm, biased_chain_rank, chain_rank
 from lightning_hessrank.bounds.model import LinearModel, linear_model
 from lightning_hessrank.bounds.patch import Ranks, patch_ranks
@@ -53,9 +55,23 @@ def linear_bound(
         ValueError: an argument makes no sense.
     """
     _check_arguments(data, input_rank, kind)
-    model = linear_model(network, loss, data=data, input_rank=input_rank, seed=seed)
+    count = None if data is None else len(data[0])
+    try:
+        model = linear_model(network, loss, data=data, input_rank=input_rank, seed=seed)
+    except BoundNotAvailableError as error:
+        if theorem_only or kind not in {"auto", "generic"} or not network.inputs:
+            raise
+        try:  # without a surrogate, perhaps the network itself
+            return analytic_bound(network, loss, num_samples=count, seed=seed)
+        except BoundNotAvailableError as further:
+            if kind == "auto":
+                raise error from None
+            raise BoundNotAvailableError(f"{error}; and {further}") from error
     if theorem_only and model.trace.replaced:
         raise BoundNotAvailableError(_reason(model))
+    if kind == "generic" and model.trace.replaced:
+        with suppress(BoundNotAvailableError):  # then the surrogate's, as a reference line
+            return analytic_bound(network, model.loss, num_samples=count, seed=seed)
     found, ranks = _choose(model, kind)
     return RankBound(
         total=ranks.total,

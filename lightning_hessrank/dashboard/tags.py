@@ -26,7 +26,7 @@ def scalars(measurement: Measurement, name: str = "hessian") -> dict[str, float]
     Returns:
         Plain floats: counts, dimensionless ratios, eigenvalues in units of the loss, seconds.
     """
-    groups = (_ranks, _bounds, _tolerances, _layers, _spectrum, _data, _costs)
+    groups = (_ranks, _bounds, _tolerances, _layers, _spectrum, _measures, _data, _costs)
     return {tag: float(value) for group in groups for tag, value in group(measurement, name)}
 
 
@@ -77,7 +77,11 @@ def _ranks(m: Measurement, name: str) -> Iterator[tuple[str, float]]:
         yield f"{name}-estimate/rank_lower", lower
         yield f"{name}-estimate/rank_upper", upper
     if m.batch_bound is not None:
-        yield f"{name}/batch_bound", m.batch_bound.total
+        bound = m.batch_bound
+        yield f"{name}/batch_bound", bound.total
+        for part, value in (("outer", bound.outer), ("functional", bound.functional)):
+            if value is not None:
+                yield f"{name}/batch_bound_{part}", value
 
 
 def _bounds(m: Measurement, name: str) -> Iterator[tuple[str, float]]:
@@ -117,6 +121,11 @@ def _spectrum(m: Measurement, name: str) -> Iterator[tuple[str, float]]:
         yield f"{name}-spectrum/log10_tolerance", math.log10(total.tolerance)
     if total.gap is not None and math.isfinite(total.gap):  # at full rank there is no gap
         yield f"{name}-spectrum/gap", total.gap
+
+
+def _measures(m: Measurement, name: str) -> Iterator[tuple[str, float]]:
+    for leaf, value in m.measures().items():
+        yield f"{name}-measures/{leaf}", value
 
 
 def _data(m: Measurement, name: str) -> Iterator[tuple[str, float]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from lightning_hessrank.results import LayerRank, RankBound, holds_for, validity
+from lightning_hessrank.results import LIVE, LayerRank, RankBound, holds_for, validity
 from lightning_hessrank.text import Table
 
 _GUIDE = """\
@@ -65,17 +65,20 @@ def layers_table(layers: Mapping[str, LayerRank]) -> str:
 
 def bound_table(bound: RankBound) -> str:
     """Markdown tables of a bound: totals with their validity, then layer by layer."""
-    title = "Batch bound" if bound.kind == "batch" else "Linear bound"
+    title = "Batch bound" if bound.kind in LIVE else "Linear bound"
     sums = [("**total**", bound.total), ("outer-product", bound.outer)]
     sums += [("functional", bound.functional), ("parameters", bound.num_parameters)]
     totals = [(name, f"{value:,}") for name, value in sums if value is not None]
     block = "Hessian" if bound.functional is None else "functional Hessian"
     layers = [(f"`{x.name}`", f"{x.num_parameters:,}", f"{x.functional:,}") for x in bound.layers]
+    flat = [(x.element, f"{x.number:,}") for x in bound.explained]
+    explained = Table(("flat directions are explained by", ""), flat).markdown()
     return "\n\n".join(
         [
             f"### {title}: {bound.total:,} ({validity(bound.is_theorem)})",
             f"{bound.kind}, {holds_for(bound)}: {bound.reason}",
             Table(("", "rank at most"), totals).markdown(),
             Table(("layer", "parameters", f"its columns of the {block}"), layers).markdown(),
+            *([explained] if flat else []),
         ]
     )

@@ -8,6 +8,8 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
+from lightning_hessrank.spectrum import Spectrum
+
 
 class Measures(TypedDict):
     """Fields of a :class:`~lightning_hessrank.results.RankEstimate`, which documents them."""
@@ -17,6 +19,7 @@ class Measures(TypedDict):
     trace: float
     frobenius_norm: float
     standard_errors: dict[str, float]
+    quadrature: Spectrum | None
 
 
 def measures_of_spectrum(eigenvalues: Tensor) -> Measures:
@@ -28,6 +31,7 @@ def measures_of_spectrum(eigenvalues: Tensor) -> Measures:
         "trace": float(values.sum()),
         "frobenius_norm": float(torch.linalg.vector_norm(values)),
         "standard_errors": {},
+        "quadrature": None,
     }
 
 
@@ -62,6 +66,7 @@ def measures_of_quadrature(
             "trace": trace_error,
             "frobenius_norm": scale * square_error / (2 * norm) if norm else 0.0,
         },
+        "quadrature": Spectrum(*(x.cpu().double() for x in (known, nodes, weights, residuals))),
     }
 
 

@@ -1,6 +1,6 @@
 """Products with the loss Hessian, its outer-product and its functional part."""
 
-from lightning_hessrank.hessian.function import Evaluation, LossFunction, LossTerm
+from lightning_hessrank.hessian.function import LossFunction, LossTerm
 from lightning_hessrank.hessian.operator import (
     DenseOperator,
     Progress,
@@ -8,6 +8,7 @@ from lightning_hessrank.hessian.operator import (
     SymmetricOperator,
 )
 from lightning_hessrank.hessian.parts import LossCurvature, OutputsUnknownError
+from lightning_hessrank.network.function import Evaluation
 from lightning_hessrank.results import NonFiniteError
 
 __all__ = [

@@ -24,11 +24,12 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
-from lightning_hessrank.hessian.function import Evaluation, LossFunction, check_finite
+from lightning_hessrank.hessian.function import LossFunction, check_finite
 from lightning_hessrank.hessian.graph import Batching, Graph
 from lightning_hessrank.hessian.memory import graph_bytes
 from lightning_hessrank.hessian.moving import flat, moved
 from lightning_hessrank.hessian.operator import SymmetricOperator
+from lightning_hessrank.network.function import Evaluation
 from lightning_hessrank.network.held import HeldValues
 from lightning_hessrank.results import Part
 

@@ -4,21 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from lightning_hessrank.network.function import Evaluation
 from lightning_hessrank.results import NonFiniteError
-
-
-class Evaluation(NamedTuple):
-    """One evaluation of the loss, with its autograd graph."""
-
-    loss: Tensor
-    """Scalar mean over the samples of the batch."""
-    outputs: tuple[Tensor, ...]
-    """The network's outputs, on which the loss depends; empty where they are unknown."""
 
 
 @dataclass(frozen=True)

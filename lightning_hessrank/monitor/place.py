@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
+
+import torch
 
 from lightning_hessrank.monitor.progress import MakeBar, trainer_bar
 
@@ -21,6 +25,20 @@ class Place:
     make_bar: MakeBar | None = None
     """How to show a progress bar; ``None``: not at all."""
 
+    def optimiser(self) -> tuple[float | None, float | None]:
+        """Return weight decay, and learning rate where it is plain gradient descent.
+
+        ``None`` where there is no single optimiser, or none with one such number for all.
+        """
+        found = getattr(self.trainer, "optimizers", None)
+        if not isinstance(found, (list, tuple)) or len(found) != 1:
+            return None, None
+        optimiser = found[0]
+        groups = getattr(optimiser, "param_groups", None) or []
+        decay = _common(groups, "weight_decay")
+        plain = isinstance(optimiser, torch.optim.SGD) and not any(g["momentum"] for g in groups)
+        return decay, _common(groups, "lr") if plain else None
+
     @classmethod
     def of(cls, trainer: Any, epoch: int) -> Place:
         """Return where a live Lightning trainer stands.
@@ -35,6 +53,16 @@ class Place:
     def at_checkpoint(cls, step: int, epoch: int, make_bar: MakeBar | None = None) -> Place:
         """Return where a run stood when a checkpoint was written."""
         return cls(step, epoch, Standstill(step, epoch), make_bar)
+
+
+def _common(groups: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    """Return the positive number that all groups have under a key; ``None``: there is no such."""
+    try:
+        values = {float(group[key]) for group in groups}
+    except (KeyError, TypeError, ValueError, RuntimeError):  # of an optimiser of one's own
+        return None
+    value = values.pop() if len(values) == 1 else 0.0
+    return value if 0 < value < math.inf else None
 
 
 @dataclass(frozen=True)

@@ -172,6 +172,7 @@ class Run:
         with obeying_sigterm(), series.clock.measuring(), self.processes.together():
             of = self._of_shards if self.processes.sharded else self._of_copy
             ranks, bound, batch_bound = of(module, place)
+        weight_decay, rate = place.optimiser()
         return Measurement(
             step=place.step,
             epoch=place.epoch,
@@ -188,6 +189,8 @@ class Run:
             num_samples=ranks.num_samples,
             module_mode=series.meaning["module_mode"],
             warnings=self.failures.report(),
+            weight_decay=weight_decay,
+            gradient_descent_rate=rate,
         )
 
     def save_spectra(self, measurement: Measurement) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -73,6 +74,18 @@ def pull_back(
     return [
         x.new_zeros(k, *x.shape) if g is None else g for g, x in zip(grads, inputs, strict=True)
     ]
+
+
+def pull_back_somehow(
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor]
+) -> list[Tensor]:
+    """Do :func:`pull_back` batched, or in a loop where an operation does not support ``vmap``."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            return pull_back(outputs, inputs, cotangents)
+    except (RuntimeError, UserWarning):
+        return pull_back(outputs, inputs, cotangents, batched=False)
 
 
 def _batched(

@@ -1,11 +1,21 @@
-"""A network as a function of its inputs, and its parameters by layer."""
+"""A network as a function of its inputs, an evaluation of its loss, and parameters by layer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
+
+
+class Evaluation(NamedTuple):
+    """One evaluation of the loss, with its autograd graph."""
+
+    loss: Tensor
+    """Scalar mean over the samples of the batch."""
+    outputs: tuple[Tensor, ...]
+    """The network's outputs, on which the loss depends; empty where they are unknown."""
 
 
 @dataclass(frozen=True)

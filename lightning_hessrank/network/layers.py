@@ -125,7 +125,7 @@ class Layer:
 
     def signals(self, cotangents: Tensor) -> Tensor:
         """Bring ``(k, N, …)`` of the output's shape into ``(k, N, groups, m, positions)``."""
-        return self._by_group(cotangents.flatten(0, 1)).unflatten(0, cotangents.shape[:2])
+        return self.by_group(cotangents.flatten(0, 1)).unflatten(0, cotangents.shape[:2])
 
     def patches(self, a: Tensor | None = None) -> Tensor:
         """Unfolded inputs: what one output channel can see, and its weights multiply.
@@ -143,7 +143,7 @@ class Layer:
             return columns.flatten(1, 2).unflatten(1, (groups, -1))
         eye = torch.eye(c * k, dtype=a.dtype, device=a.device).reshape(1, c * k, c, k)
         with torch.no_grad():
-            return self._by_group(self.apply(a, self.from_slices(eye.expand(groups, -1, -1, -1))))
+            return self.by_group(self.apply(a, self.from_slices(eye.expand(groups, -1, -1, -1))))
 
     def adjoint_patches(self, g: Tensor) -> Tensor:
         """Unfolded cotangents of the output: correlated with a unit impulse at places of the input.
@@ -157,7 +157,7 @@ class Layer:
         groups, m, _, k = self.slices
         if self.geometry is not None:
             places = torch.Size(self.geometry.size).numel()
-            return fold(self._by_group(g), self.places(), places).flatten(2, 3)
+            return fold(self.by_group(g), self.places(), places).flatten(2, 3)
         eye = torch.eye(m * k, dtype=g.dtype, device=g.device).reshape(1, m * k, m, k)
         weight = self.from_slices(eye.transpose(1, 2).expand(groups, -1, -1, -1))
         samples, like = len(self.channels_first(g)), self.channels_first(self.input)
@@ -165,7 +165,7 @@ class Layer:
         a = self.channels_back(zero).requires_grad_()
         with torch.enable_grad():
             z = self.apply(a, weight)
-        return self._by_group(torch.autograd.grad(z, a, g)[0])
+        return self.by_group(torch.autograd.grad(z, a, g)[0])
 
     def toeplitz(self, weight: Tensor | None = None) -> ToeplitzOperator:
         """``T(W)`` for one sample, as an operator; ``weight``: another in the place of ``W``."""
@@ -177,7 +177,8 @@ class Layer:
             lambda a: self.apply(a, weight), shape, output.shape[1:], weight.dtype, weight.device
         )
 
-    def _by_group(self, x: Tensor) -> Tensor:
+    def by_group(self, x: Tensor) -> Tensor:
+        """Bring something of the output's shape into ``(N, groups, m, positions)``."""
         return self.images(x).unflatten(1, (self.slices.groups, -1))
 
 

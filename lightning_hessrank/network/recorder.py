@@ -107,10 +107,14 @@ class LayerRecorder(OrderedMode):
             return result
         is_linear = self.is_weight(layer.weight) and not self.is_weight(layer.input)
         self.elsewhere |= frozenset() if is_linear else names
-        copy = result.clone()
+        copy = self.hand_on(result) if is_linear else result.clone()
         has_bias = self.is_weight(layer.bias)
         self.uses.append(RecordedUse(names, layer, result, is_linear, has_bias, copy, earlier))
         return copy
+
+    def hand_on(self, output: Tensor) -> Tensor:
+        """What the network goes on with in the place of a layer's output."""
+        return output.clone()
 
     def _note_softmax(
         self, func: Callable[..., Any], tensors: list[Tensor], args: Any, kwargs: Any, result: Any

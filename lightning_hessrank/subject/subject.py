@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_hessrank.hessian.function import Evaluation, LossFunction, LossTerm
+from lightning_hessrank.hessian.function import LossFunction, LossTerm
 from lightning_hessrank.network.autograd import graph_edges
 from lightning_hessrank.network.batches import batch_size, cut_batch, map_tensors, slice_batch
+from lightning_hessrank.network.function import Evaluation
 from lightning_hessrank.subject.isolated import IsolatedModule, set_mode
 from lightning_hessrank.subject.isolation import undisturbed
 from lightning_hessrank.subject.prefix import difference

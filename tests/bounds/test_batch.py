@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import ClassVar
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch.nn import functional
 
 from lightning_hessrank.api import batch_bound
 from lightning_hessrank.results import NonFiniteError
-from tests.oracles import exact_rank
+from tests.oracles import exact_rank, exact_ranks
 from tests.slow import first
 
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU, "linear": nn.Identity}
@@ -128,7 +129,10 @@ def test_it_is_never_below_the_exact_rank(seed: int) -> None:
     y = torch.randint(0, k, (count,)) if loss == "cross_entropy" else torch.randn(count, k)
     bound = batch_bound(model, loss_fn, (x, y))
     assert bound.is_theorem
-    assert bound.total >= exact_rank(model, loss_fn, x, y)
+    exact = exact_ranks(model, x, loss_fn, y)
+    assert bound.total >= exact["total"]
+    assert bound.outer >= exact["outer"]
+    assert bound.functional >= exact["functional"]
     # The same samples in two batches of unequal size have the same bound.
     if loss == "mse" and not any(isinstance(m, nn.BatchNorm1d) for m in model.modules()):
         halves = [(x[:1], y[:1]), (x[1:], y[1:])]
@@ -161,6 +165,63 @@ def test_it_is_exact_for_a_smooth_convolutional_network(count: int, total: int) 
         assert exact_rank(model, functional.cross_entropy, x, y) == total
 
 
+def test_places_that_nothing_reads_do_not_count() -> None:
+    """The strided kernel skips the last row and column; its patches do not overlap."""
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.Tanh(), nn.Conv2d(4, 5, 2, stride=2), nn.Tanh(), nn.Flatten(),
+        nn.Linear(20, 3),
+    )  # fmt: skip
+    x, y = torch.randn(1, 2, 7, 7), torch.randn(1, 3)
+    bound = batch_bound(model, functional.mse_loss, (x, y))
+    found = {"total": bound.total, "outer": bound.outer, "functional": bound.functional}
+    assert found == {"total": 159, "outer": 3, "functional": 156}
+    assert found == exact_ranks(model, x, functional.mse_loss, y)
+
+
+def test_units_that_are_off_do_not_count() -> None:
+    layers = [nn.Linear(a, b, bias=False) for a, b in ((16, 12), (12, 10), (10, 3))]
+    model = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
+    x, y = torch.randn(2, 16), torch.randn(2, 3)
+    bound = batch_bound(model, functional.mse_loss, (x, y))
+    exact = exact_ranks(model, x, functional.mse_loss, y)
+    assert {part: getattr(bound, part) for part in exact} == exact
+    assert bound.total < 86  # of the same network with tanh
+    alive = model[:4](x) > 0  # each sample has a signal of its own for every unit that is on
+    assert bound.layers[2].functional == int(alive.sum())
+
+
+def test_a_kernel_as_wide_as_its_stride_is_a_linear_layer_on_patches() -> None:
+    embed = nn.Conv1d(2, 3, 4, stride=4)
+    model = nn.Sequential(
+        nn.Linear(8, 8), nn.Tanh(), embed, nn.Tanh(), nn.Flatten(), nn.Linear(6, 2)
+    )
+    as_linear = nn.Sequential(
+        nn.Linear(8, 8), nn.Tanh(), nn.Unflatten(2, (2, 4)), Swap(), nn.Flatten(2),
+        nn.Linear(8, 3), nn.Tanh(), Swap(), nn.Flatten(), nn.Linear(6, 2),
+    )  # fmt: skip
+    as_linear[5].weight.data = embed.weight.data.flatten(1)
+    for theirs, ours in (("0", "0"), ("9", "5")):
+        as_linear[int(theirs)].load_state_dict(model[int(ours)].state_dict())
+    as_linear[5].bias.data = embed.bias.data
+    x, y = torch.randn(2, 2, 8), torch.randn(2, 2)
+    assert torch.allclose(model(x), as_linear(x))
+    one, two = (batch_bound(net, functional.mse_loss, (x, y)) for net in (model, as_linear))
+    assert (one.total, one.outer, one.functional) == (two.total, two.outer, two.functional)
+
+
+class Swap(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.transpose(1, 2)
+
+
+def test_a_loss_that_is_flat_in_the_output_has_no_outer_part() -> None:
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2))
+    x, y = torch.randn(3, 4), torch.randn(3, 2)
+    bound = batch_bound(model, functional.l1_loss, (x, y))
+    assert bound.outer == 0
+    assert bound.functional == bound.total >= exact_rank(model, functional.l1_loss, x, y)
+
+
 def test_what_is_counted_in_full_is_said() -> None:
     bound = batch_bound(
         Nonlinear(4, 2), functional.mse_loss, (torch.randn(3, 4), torch.randn(3, 2))
@@ -171,18 +232,24 @@ def test_what_is_counted_in_full_is_said() -> None:
     )
 
 
+class Shown(nn.Linear):
+    """Shows the weight that it last used to whoever looks, the copy's own included."""
+
+    seen: ClassVar[list[Tensor]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen[:] = [self.weight]
+        return super().forward(x)
+
+
 def test_a_weight_penalty_counts_every_parameter_that_it_sees() -> None:
-    model = nn.Linear(6, 2, bias=False)
+    model = Shown(6, 2, bias=False)
 
     def penalised(outputs: Tensor, targets: Tensor) -> Tensor:
-        weights = next(iter(seen))
-        return functional.mse_loss(outputs, targets) + 1e-4 * weights.square().sum()
+        (weight,) = Shown.seen
+        return functional.mse_loss(outputs, targets) + 1e-4 * weight.square().sum()
 
-    seen: list[Tensor] = []
-    hook = nn.Module.register_forward_pre_hook
-    handle = hook(model, lambda module, _: seen.insert(0, module.weight))
     bound = batch_bound(model, penalised, (torch.randn(1, 6), torch.randn(1, 2)))
-    handle.remove()
     assert bound.total == bound.num_parameters == 12
 
 

@@ -54,8 +54,12 @@ def test_every_name_of_an_exact_measurement() -> None:
     assert all(type(value) is float for value in values.values())
     assert {tag.split("/")[0] for tag in values} == {
         "hessian",
-        *(f"hessian-{g}" for g in ["bound", "tolerance", "layers", "spectrum", "data", "time"]),
+        *(f"hessian-{g}" for g in ["bound", "tolerance", "layers", "spectrum", "measures"]),
+        *(f"hessian-{g}" for g in ["data", "time"]),
     }
+    size = eigenvalues.abs()
+    ratio = float(size.sum() ** 2 / (size**2).sum())
+    assert values["hessian-measures/participation_ratio"] == pytest.approx(ratio)
 
 
 def test_stochastic_counts_never_pose_as_exact() -> None:

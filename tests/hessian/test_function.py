@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 
-from lightning_hessrank.hessian.function import Evaluation, LossFunction, check_finite
+from lightning_hessrank.hessian.function import LossFunction, check_finite
 from lightning_hessrank.hessian.operator import NonFiniteError
+from lightning_hessrank.network.function import Evaluation
 
 
 def test_dimension_is_that_of_all_parameters() -> None:

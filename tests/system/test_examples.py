@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 pytestmark = pytest.mark.slow
@@ -166,3 +167,13 @@ def test_two_processes_measure_what_one_would() -> None:
     last = re.search(r"two processes: (\d+); one, on all data: (\d+)", printed)
     assert last is not None
     assert last[1] == last[2]
+
+
+def test_a_nonlinear_network_stays_below_its_theorem_and_is_explained() -> None:
+    example = load("nonlinear")
+    torch.manual_seed(0)
+    rows = example.train(example.relu_net(), epochs=1, samples=24)
+    for row in rows:
+        assert row["rank"] <= row["theorem"]
+        assert row["outer"] <= row["outer theorem"]
+        assert 0 < row["explained"] <= row["flat"]

@@ -22,6 +22,10 @@ ELSEWHERE = {
     "bounds/slices.py": "bounds/test_patch.py",
     "bounds/spans.py": "bounds/test_patch.py",
     "bounds/trace.py": "bounds/test_surrogate.py",
+    "bounds/columns.py": "bounds/test_batch.py",
+    "bounds/cuts.py": "bounds/test_symmetries.py",
+    "bounds/live.py": "bounds/test_batch.py",
+    "bounds/live_bound.py": "bounds/test_symmetries.py",
     # Steps on the way to a dense matrix, compared with `torch.func` there.
     "hessian/blocks.py": "hessian/test_samples.py",
     "hessian/gram.py": "hessian/test_factor.py",
@@ -37,7 +41,6 @@ ELSEWHERE = {
     "dashboard/tab/assets.py": "dashboard/tab/test_plugin.py",
     "cli/history.py": "cli/test_measure.py",
     "cli/offline.py": "cli/test_measure.py",
-    "monitor/place.py": "cli/test_measure.py",
     "monitor/bounds.py": "monitor/test_run.py",
     "estimators/registry.py": "system/test_extending.py",
     "monitor/log.py": "monitor/test_run.py",
