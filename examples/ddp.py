@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     data, model = Digits(), Classifier(activation="relu")
     data.setup("fit")
     reference = DataLoader(Subset(data.train, range(200)), batch_size=100)
-    monitor = HessianRankMonitor(data=reference)
+    monitor = HessianRankMonitor(data=reference, method="dense")
     trainer = pl.Trainer(
         max_epochs=args.epochs,
         accelerator="cpu",
@@ -47,7 +47,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     trainer.fit(model, data)
 
     if trainer.is_global_zero:
-        alone = hessian_rank(model.net.eval(), torch.nn.functional.cross_entropy, reference)
+        alone = hessian_rank(
+            model.net.eval(), torch.nn.functional.cross_entropy, reference, method="dense"
+        )
         for record in monitor.history:
             print(f"step {record['step']:>3}: rank {record['rank']}, loss {record['loss']:.4f}")
         print(f"two processes: {monitor.history[-1]['rank']}; one, on all data: {alone.rank}")

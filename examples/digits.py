@@ -137,10 +137,11 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     # The images are in memory: a loader without worker processes is the fastest there is.
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*LeafSpec.*")  # of torch, used by Lightning
 
     pl.seed_everything(args.seed)
     model, data = Classifier(args.model, args.activation), Digits()
-    monitor, validations = HessianRankMonitor(), Validations()
+    monitor, validations = HessianRankMonitor(method="dense"), Validations()
     logger = TensorBoardLogger(args.logdir, name=f"digits-{args.model}-{args.activation}")
     trainer = pl.Trainer(
         max_epochs=args.epochs,

@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     pl.seed_everything(0)
     reference = blobs(128)
     monitors = [
-        HessianRankMonitor(loss_fn=loss_fn, data=reference, name=name)
+        HessianRankMonitor(loss_fn=loss_fn, data=reference, name=name, method="dense")
         for name, loss_fn in zip(NAMES, (generator_loss, critic_loss), strict=True)
     ]
     trainer = pl.Trainer(

@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"(gap {metric.estimate.gap:.0e}), {metric.estimate.rank_at(1e-3)} beyond 1e-3 max|λ|"
         )
 
-    estimate = hessian_rank(model, loss_fn, batches[:8])  # the same, in one call
+    estimate = hessian_rank(model, loss_fn, batches[:8], method="dense")  # the same, in one call
     print(f"\nhessian_rank of the same data: {estimate.rank}, by {estimate.method}")
 
 

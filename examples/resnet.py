@@ -1,12 +1,13 @@
-"""A network too large for exact ranks: counts of outliers, within a time budget.
+"""A network too large for exact ranks: counts of outliers, now and then.
 
     python examples/resnet.py --figure resnet.png
+    python examples/resnet.py --every 1 --max-overhead 0.5    # as often as half of the time allows
 
 A residual network with batch norm. The stochastic method (Lanczos) counts the eigenvalues beyond a
-tolerance: exactly as far as they have converged, with a standard error for the rest.
-``max_overhead`` lets measuring take no more than its share of the time, and leaves out the
-measurements that would. These counts have names of their own, ``hessian-estimate/…``, since they
-are no exact ranks.
+tolerance: exactly as far as they have converged, with a standard error for the rest. These counts
+have names of their own, ``hessian-estimate/…``, since they are no exact ranks. ``max_overhead``
+lets measuring take no more than its share of the time, and leaves out the measurements that would;
+how many are left then depends on the machine.
 """
 
 from __future__ import annotations
@@ -70,10 +71,11 @@ class ResNet(pl.LightningModule):
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--epochs", type=int, default=100)
+    parser.add_argument("--epochs", type=int, default=80)
+    parser.add_argument("--every", type=int, default=10, help="epochs between measurements")
     parser.add_argument("--width", type=int, default=4)
     parser.add_argument("--samples", type=int, default=8)
-    parser.add_argument("--max-overhead", type=float, default=0.5)
+    parser.add_argument("--max-overhead", type=float, help="share of the time, in (0, 1)")
     parser.add_argument("--logdir", default="runs")
     parser.add_argument("--figure", type=Path, help="write the picture here")
     args = parser.parse_args(argv)
@@ -82,7 +84,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     pl.seed_everything(0)
     monitor = HessianRankMonitor(
-        method="lanczos", rtol=1e-1, max_samples=args.samples, max_overhead=args.max_overhead
+        every_n_epochs=args.every,
+        method="lanczos",
+        rtol=1e-1,
+        max_samples=args.samples,
+        max_overhead=args.max_overhead,
     )
     data = Digits(batch_size=50)
     data.setup("fit")
@@ -101,12 +107,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(
             f"{record['step']:>5} {record['loss']:>8.4f} {estimate:>24} {record['seconds']:>8.1f}"
         )
-    last, scheduled = monitor.history[-1], args.epochs + 1
+    last = monitor.history[-1]
     print(
-        f"\n{last['num_parameters']} parameters; {len(monitor.history)} of {scheduled} scheduled ",
-        end="",
+        f"\n{last['num_parameters']} parameters; {len(monitor.history)} measurements, "
+        f"{last['skipped']} skipped; {last['overhead']:.0%} of the time went into them"
     )
-    print(f"measurements were made, in {last['overhead']:.0%} of the time until the last of them")
     if args.figure:
         draw(monitor.history).savefig(args.figure)
 

@@ -74,7 +74,8 @@ def hessian_rank(
             by what the loss goes by where labels are ignored, classes have weights or it is a sum.
         part: ``"total"``, ``"outer"`` (outer-product Hessian = generalised Gauss–Newton) or
             ``"functional"`` (their difference, differentiated directly).
-        method: ``"dense"``, ``"sketch"``, ``"lanczos"``, or ``"auto"``: by cost and memory.
+        method: ``"dense"``, ``"sketch"``, ``"lanczos"``, or ``"auto"``: by cost and memory, with a
+            warning where that means an estimate.
         rtol: relative tolerance in [0, 1) of the count, times ``max|λ|``; ``None``: machine
             precision ``p * eps`` (dense, sketch) or 1e-3 (lanczos).
         max_rank: a known upper bound on the rank, which makes the sketch cheap. One that is too
@@ -97,6 +98,13 @@ def hessian_rank(
         UnresolvedError: sketch or lanczos cannot tell the count at this tolerance, or products are
             differences of gradients, whose error does not allow it.
         MemoryError: what the method needs does not fit.
+
+    Example:
+        >>> from lightning_hessrank import hessian_rank
+        >>> model = torch.nn.Linear(3, 2)
+        >>> data = torch.eye(3), torch.zeros(3, 2)
+        >>> hessian_rank(model, torch.nn.functional.mse_loss, data, method="dense").rank
+        6
     """
     check_choice("part", part, PARTS)
     check_choice("method", method, method_names())
@@ -104,11 +112,13 @@ def hessian_rank(
     _check_numbers(max_rank, seed, dtype)
     if rtol is not None:
         check_rtol(rtol)
+    reasons: list[str] = []
     with _subject(model, loss_fn, data, dtype=dtype, seed=seed) as subject:
         asked = method == "auto" and max_rank is None and subject.num_parameters > ALWAYS_DENSE
         try:
             ranks = measure(
                 subject,
+                announce=reasons.append,
                 parts=(part,),
                 method=method,
                 rtol=rtol,
@@ -123,7 +133,16 @@ def hessian_rank(
             return nan_estimate(subject.num_parameters, part=part, method=method, rtol=rtol)
         for note in ranks.notes:
             warnings.warn(note, RuntimeWarning, stacklevel=3)
-        return ranks.parts[part]
+        found = ranks.parts[part]
+        if method == "auto" and found.method == "lanczos":
+            warnings.warn(
+                f"this rank is an estimate, beyond {found.rtol:.2g} max|λ|: method='auto' has "
+                f"chosen {' '.join(reasons)}. Name the method: 'lanczos' for estimates without "
+                "this warning, 'dense' or 'sketch' for an exact rank, however long it takes",
+                UserWarning,
+                stacklevel=2,
+            )
+        return found
 
 
 def rank_bound(
@@ -162,6 +181,13 @@ def rank_bound(
             apply to it; the message names the layer and the reason.
         TypeError: ``model`` is not a module, or ``loss`` is not recognised.
         ValueError: no trainable parameters, or arguments that contradict each other.
+
+    Example:
+        >>> from lightning_hessrank import rank_bound
+        >>> model = torch.nn.Sequential(torch.nn.Linear(10, 4), torch.nn.Linear(4, 3))
+        >>> bound = rank_bound(model, torch.zeros(1, 10), loss="cross_entropy")
+        >>> bound.total, bound.num_parameters, bound.is_theorem
+        (36, 59, True)
     """
     check_model(model)
     known = loss_kind(loss)
@@ -209,6 +235,13 @@ def batch_bound(
         NonFiniteError: an activation or a signal is not finite; the message says where.
         TypeError: ``model`` is not a module or ``data`` no pairs.
         ValueError: no trainable parameters, no data, an empty batch, or ambiguous data.
+
+    Example:
+        >>> from lightning_hessrank import batch_bound
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh())
+        >>> bound = batch_bound(model, "mse", (torch.eye(3), torch.zeros(3, 4)))
+        >>> bound.is_theorem, bound.num_samples
+        (True, 3)
     """
     check_choice("kind", kind, get_args(LiveKind))
     check_model(model)

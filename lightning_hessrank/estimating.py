@@ -216,34 +216,43 @@ class _Estimates:
             estimate = error.partial
         if self.resolution:
             estimate = by_differences(estimate, self.resolution)
-        return self._headlined(estimate)
-
-    def _headlined(self, estimate: RankEstimate) -> RankEstimate:
-        """Let the rank be the count at the tolerance of the run.
-
-        That is what was asked for, or the finest that the first estimate of the run resolved.
-        """
-        counts = {**estimate.counts}
-        if not math.isnan(estimate.rank) and estimate.rtol >= self.resolution:
-            counts[estimate.rtol] = estimate.rank
-        least = max(estimate.rtol, self.resolution)
-        rtol = self.rtol or self.plan.headline or min(counts, default=least)
-        if rtol == estimate.rtol and rtol in counts:
-            return estimate
-        if rtol not in counts:
-            low, high = estimate.range_at(rtol)
-            self.notes.append(
-                f"the count of the {estimate.part} Hessian at rtol={rtol:.3g} is not resolved "
-                f"within the budget (between {low:,} and {high:,} of {estimate.num_parameters:,});"
-                " a larger max_seconds or a larger rtol helps"
-            )
-        return replace(
-            estimate,
-            rank=counts.get(rtol, math.nan),
-            std_error=estimate.count_errors.get(rtol, 0.0) if rtol in counts else math.nan,
-            rtol=rtol,
-            tolerance=estimate.tolerance * rtol / estimate.rtol,
+        return headlined(
+            estimate, self.rtol or self.plan.headline, self.notes, resolution=self.resolution
         )
+
+
+def headlined(
+    estimate: RankEstimate, rtol: float | None, notes: list[str], *, resolution: float = 0.0
+) -> RankEstimate:
+    """Let the rank be the count at the tolerance of the run.
+
+    Args:
+        estimate: what was found.
+        rtol: what was asked for, or settled by an earlier estimate of the run; ``None``: the finest
+            that this one resolves.
+        notes: where it is said that the count is not resolved, if it is not.
+        resolution: smallest tolerance at which the error of the products allows a count.
+    """
+    counts = {**estimate.counts}
+    if not math.isnan(estimate.rank) and estimate.rtol >= resolution:
+        counts[estimate.rtol] = estimate.rank
+    rtol = rtol or min(counts, default=max(estimate.rtol, resolution))
+    if rtol == estimate.rtol and rtol in counts:
+        return estimate
+    if rtol not in counts:
+        low, high = estimate.range_at(rtol)
+        notes.append(
+            f"the count of the {estimate.part} Hessian at rtol={rtol:.3g} is not resolved "
+            f"within the budget (between {low:,} and {high:,} of {estimate.num_parameters:,});"
+            " a larger max_seconds or a larger rtol helps"
+        )
+    return replace(
+        estimate,
+        rank=counts.get(rtol, math.nan),
+        std_error=estimate.count_errors.get(rtol, 0.0) if rtol in counts else math.nan,
+        rtol=rtol,
+        tolerance=estimate.tolerance * rtol / estimate.rtol,
+    )
 
 
 def _outer(

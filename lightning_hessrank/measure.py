@@ -13,9 +13,8 @@ from lightning_hessrank.budget import Plan
 from lightning_hessrank.estimating import Ranks, estimates, planned
 from lightning_hessrank.estimators import choose_method, dense_parts, estimate_rank
 from lightning_hessrank.estimators.core import SketchCore
-from lightning_hessrank.hessian import Progress, SymmetricOperator
+from lightning_hessrank.hessian import LossCurvature, Progress, SymmetricOperator
 from lightning_hessrank.hessian.memory import memory_limit
-from lightning_hessrank.hessian.parts import LossCurvature
 from lightning_hessrank.hessian.verify import SPLIT_TOLERANCE
 from lightning_hessrank.opening import (
     by_differences,

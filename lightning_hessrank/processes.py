@@ -20,10 +20,11 @@ _T = TypeVar("_T")
 _SHARDED = (
     "FSDPStrategy",
     "DeepSpeedStrategy",
-    "ModelParallelStrategy",
     "XLAFSDPStrategy",
     "MegatronStrategy",
 )
+#: Shards the module in a way in which it can be measured live (FSDP2, tensor parallelism).
+_LIVE = "ModelParallelStrategy"
 _REPLICATED = ("SingleDeviceStrategy", "DDPStrategy")
 
 
@@ -53,10 +54,18 @@ class Processes:
         device: of the tensors that carry flags (NCCL takes none on the CPU).
     """
 
+    sharded = False
+    """Whether no process holds the whole module."""
+
     def __init__(self, rank: int = 0, count: int = 1, device: torch.device | None = None) -> None:
         self.rank = rank
         self.count = count
         self._device = device
+
+    @property
+    def data(self) -> Processes:
+        """Those among whom samples are divided: all, unless some compute on the same ones."""
+        return self
 
     @classmethod
     def of(cls, trainer: Any) -> Processes:
@@ -65,8 +74,13 @@ class Processes:
         Raises:
             UnsupportedStrategyError: the strategy shards the module, or is not known.
         """
-        check_strategy(trainer.strategy, trainer.world_size)
-        return cls(trainer.global_rank, trainer.world_size, trainer.strategy.root_device)
+        strategy = trainer.strategy
+        check_strategy(strategy, trainer.world_size)
+        where = trainer.global_rank, trainer.world_size, strategy.root_device
+        if not is_live(strategy):
+            return cls(*where)
+        mesh = strategy.device_mesh["data_parallel"]
+        return ShardingProcesses(*where, data=(mesh.get_local_rank(), mesh.size()))
 
     def sum(self, values: Tensor) -> Tensor:
         """Return the sum of a tensor over all processes.
@@ -95,6 +109,15 @@ class Processes:
     def first(self, value: _T) -> _T:
         """Return the value of the first process, for decisions that all must take alike."""
         return self.gather(value)[0]
+
+    def meet(self) -> None:
+        """Go on if all are well; to be called by all, before what cannot be left half-way.
+
+        Raises:
+            ProcessFailedError: another process has failed.
+        """
+        if self.count > 1:
+            self._meet(None)
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -131,8 +154,53 @@ class Processes:
         return gathered
 
 
+class ShardingProcesses(Processes):
+    """Processes none of which holds the whole module.
+
+    Args:
+        rank: number of this process.
+        count: how many there are.
+        device: of the tensors that carry flags.
+        data: number of this process's share of the data, and how many shares there are: tensor
+            parallel peers have the same one.
+    """
+
+    sharded = True
+
+    def __init__(
+        self, rank: int, count: int, device: torch.device | None = None, *, data: tuple[int, int]
+    ) -> None:
+        super().__init__(rank, count, device)
+        self._data = _DataGroups(self, *data)
+
+    @property
+    def data(self) -> Processes:
+        """One for each share of the data."""
+        return self._data
+
+
+class _DataGroups(Processes):
+    """Groups of processes with the same data, each of which speaks with one voice."""
+
+    def __init__(self, processes: Processes, rank: int, count: int) -> None:
+        super().__init__(rank, count)
+        self._processes = processes
+
+    def gather(self, value: _T) -> list[_T]:
+        """Return one value of each group, its first process's."""
+        found: dict[int, _T] = {}
+        for number, each in self._processes.gather((self.rank, value)):
+            found.setdefault(number, each)
+        return [found[number] for number in sorted(found)]
+
+
+def is_live(strategy: Any) -> bool:
+    """Whether a strategy shards the module so that it is measured live, shard by shard."""
+    return any(base.__name__ == _LIVE for base in type(strategy).__mro__)
+
+
 def check_strategy(strategy: Any, num_processes: int) -> None:
-    """Raise unless every process has a whole copy of the module.
+    """Raise unless every process has a whole copy of the module, or shards that can be measured.
 
     Told by the names of its classes, since there are two namespaces and optional packages, and
     sharded ones first, since some of them descend from DDP.
@@ -151,7 +219,8 @@ def check_strategy(strategy: Any, num_processes: int) -> None:
             f"{sharded[0]} splits the module over processes or devices, so that there is no whole "
             f"copy whose Hessian could be measured during training; {remedy}"
         )
-    if num_processes > 1 and not any(name in _REPLICATED for name in names):
+    known = (*_REPLICATED, _LIVE)
+    if num_processes > 1 and not any(name in known for name in names):
         raise UnsupportedStrategyError(
             f"{names[0]} is not known to give every process a whole copy of the module; {remedy}"
         )

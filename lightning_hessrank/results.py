@@ -1,18 +1,22 @@
 """Frozen results: what was measured or bounded, how sure it is, and what it cost.
 
-Data only: results know no figures. Whoever can draw one registers with :func:`figure_of`, so that
-``result.plot()`` works wherever the package is imported, and nothing here depends on how.
+Data only: results know no figures. Whoever can draw one registers with :func:`figure_of`, and
+nothing here depends on how. Until then a deputy stands there, which finds the package's own figures
+when the first is drawn: ``result.plot()`` works wherever a result comes from, a pickle for one.
 """
 
 from __future__ import annotations
 
+import html
+import importlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import singledispatch
 from typing import TYPE_CHECKING, Any, Literal
 
+from lightning_hessrank.notebook import shown
 from lightning_hessrank.spectrum import Measured, Spectrum
 from lightning_hessrank.text import Table
 from lightning_hessrank.tolerance import check_rtol, machine_rtol, numerical_rank
@@ -26,6 +30,9 @@ Method = Literal["dense", "sketch", "lanczos"] | str
 """Name of an estimator: these, and what :func:`lightning_hessrank.estimators.estimator` added."""
 Products = Literal["autograd", "differences"]
 BoundKind = Literal["closed-form", "generic", "patch", "batch", "symmetry", "affine"]
+
+#: What draws results, unless something else has registered.
+FIGURES = f"{__name__.rpartition('.')[0]}.dashboard.figures"
 
 #: Bounds of a network at its weights, on given data.
 LIVE = frozenset({"batch", "symmetry", "affine"})
@@ -56,52 +63,72 @@ class RankEstimate:
 
     The rank is the number of eigenvalues beyond ``tolerance = rtol * max|λ|``; it means nothing
     without ``rtol`` and ``method``.
+
+    Attributes:
+        rank: ``int`` from dense and sketch, ``float`` from lanczos; ``nan`` where the loss or its
+            Hessian was not finite.
+        std_error: standard error over probes; 0.0 where the count is exact.
+        rtol: relative cut-off.
+        tolerance: absolute cut-off, in units of the Hessian's eigenvalues.
+        gap: ``abs(λ_r) / abs(λ_{r+1})`` at the cut; ``inf`` at full rank; ``None`` where unknown.
+        method: name of the estimator.
+        num_parameters: rows of the Hessian: trainable parameters.
+        num_products: Hessian-vector products spent; for dense the number of columns, however they
+            were made.
+        seconds: wall time spent.
+        part: ``"total"`` (default), ``"outer"`` or ``"functional"``.
+        eigenvalues: shape ``(num_parameters,)``, float64, ascending (dense), else ``None``.
+        counts: relative tolerance -> count, at the tolerances that the method resolved.
+        count_errors: relative tolerance -> standard error of the count; empty where all counts are
+            exact.
+        products: ``"autograd"``, or ``"differences"`` of gradients where an operation has no
+            second derivative.
+        resolution: smallest relative tolerance at which the error of such products allows a count.
+        num_probes: independent probes behind ``std_error`` (lanczos), else ``None``.
+        ranges: relative tolerance -> (lower, upper) count, at tolerances where a count is not
+            exact; see :meth:`range_at`.
+        largest: largest eigenvalue; ``None`` where unknown.
+        smallest: smallest (most negative) eigenvalue; ``None`` where unknown.
+        trace: sum of the eigenvalues; ``None`` where unknown.
+        frobenius_norm: ``‖H‖_F``; ``None`` where unknown.
+        standard_errors: name of one of the four above -> its standard error; empty where they are
+            exact.
+        quadrature: what an estimate knows of the spectrum (lanczos), else ``None``.
+
+    Example:
+        >>> import torch
+        >>> from lightning_hessrank import hessian_rank
+        >>> inputs, targets = torch.eye(3), torch.zeros(3, 2)
+        >>> found = hessian_rank(torch.nn.Linear(3, 2), "mse", (inputs, targets), method="dense")
+        >>> found.rank, found.num_parameters, found.method
+        (6, 8, 'dense')
+        >>> found.rank_at(0.5)
+        2
     """
 
     rank: int | float
-    """``int`` from dense and sketch, ``float`` from lanczos; ``nan`` where the loss or its Hessian
-    was not finite."""
     std_error: float
-    """Standard error over probes; 0.0 where the count is exact."""
     rtol: float
-    """Relative cut-off."""
     tolerance: float
-    """Absolute cut-off, in units of the Hessian's eigenvalues."""
     gap: float | None
-    """``abs(λ_r) / abs(λ_{r+1})`` at the cut; ``inf`` at full rank; ``None`` where unknown."""
     method: Method
     num_parameters: int
     num_products: int
-    """Hessian-vector products spent; for dense the number of columns, however they were made."""
     seconds: float
-    """Wall time spent."""
     part: Part = "total"
     eigenvalues: Tensor | None = field(default=None, repr=False)
-    """Shape ``(num_parameters,)``, float64, ascending (dense), else ``None``."""
     counts: Mapping[float, float] = field(default_factory=dict, repr=False)
-    """Relative tolerance -> count, at the tolerances that the method resolved."""
     count_errors: Mapping[float, float] = field(default_factory=dict, repr=False)
-    """Relative tolerance -> standard error of the count; empty where all counts are exact."""
     products: Products = "autograd"
-    """``"differences"``: of gradients, where an operation has no second derivative."""
     resolution: float = 0.0
-    """Smallest relative tolerance at which the error of such products allows a count."""
     num_probes: int | None = None
-    """Independent probes behind ``std_error`` (lanczos), else ``None``."""
     ranges: Mapping[float, tuple[int, int]] = field(default_factory=dict, repr=False)
-    """Relative tolerance -> (lower, upper) count, at tolerances where a count is not exact; see
-    :meth:`range_at`."""
     largest: float | None = None
-    """Largest eigenvalue; ``None`` where unknown."""
     smallest: float | None = None
-    """Smallest (most negative) eigenvalue; ``None`` where unknown."""
     trace: float | None = None
     frobenius_norm: float | None = None
-    """``‖H‖_F``; ``None``, as the trace, where unknown."""
     standard_errors: Mapping[str, float] = field(default_factory=dict, repr=False)
-    """Name of one of the four above -> its standard error; empty where they are exact."""
     quadrature: Spectrum | None = field(default=None, repr=False)
-    """What an estimate knows of the spectrum (lanczos), else ``None``."""
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -204,7 +231,20 @@ class RankEstimate:
         Returns:
             A ``matplotlib.figure.Figure`` that pyplot does not know, so nothing needs closing.
         """
-        return figure_of(self, bound)
+        return shown(figure_of(self, bound))
+
+    def _repr_html_(self) -> str:
+        """Show rank, tolerance, method and cost in a notebook."""
+        error = f" ± {self.std_error:.2g}" if self.std_error else ""
+        rank = f"{self.rank:.6g}" if isinstance(self.rank, float) else f"{self.rank:,}"
+        rows = [
+            (f"rank ({self.part})", f"{rank}{error} of {self.num_parameters:,}"),
+            ("beyond", f"{self.rtol:.2g} max|λ| = {self.tolerance:.2g}"),
+            ("gap there", "unknown" if self.gap is None else f"{self.gap:.2g}"),
+            ("method", f"{self.method}, {self.num_products:,} products, {self.seconds:.2g} s"),
+            *((f"beyond {t:.0e} max|λ|", f"{n:,.6g}") for t, n in self.counts.items()),
+        ]
+        return Table((), rows).html()
 
     def rank_at(self, rtol: float) -> int | float:
         """Return the count beyond another relative tolerance; nan where the rank is.
@@ -334,29 +374,47 @@ class RankBound:
     """Upper bound on the rank of a loss Hessian and of its two parts.
 
     ``str(bound)`` is a table to read.
+
+    Attributes:
+        total: bound on the rank of the Hessian.
+        outer: of its outer-product part; ``None`` where the bound has no such split (batch bound of
+            an unknown output).
+        functional: of its functional part; ``None`` likewise.
+        layers: what each layer can add, with its name and its number of parameters.
+        num_parameters: rows of the Hessian: trainable parameters.
+        kind: how it was found: ``"closed-form"``, ``"generic"``, ``"patch"``, or at the
+            weights, on given data, ``"batch"``, ``"symmetry"`` or ``"affine"``.
+        is_theorem: whether it holds for this very network, not only for its linear surrogate.
+        reason: one sentence: why it holds, or why it is a reference line only.
+        input_rank: rank of the inputs that it holds for; the input dimension for any data;
+            ``None`` (default) where it says nothing of inputs.
+        num_samples: number of samples that it holds for; ``None`` (default): any number.
+        outputs: outputs per sample that the loss can see: ``K``, or ``K - 1`` for softmax;
+            ``None`` (default) where unknown.
+        explained: null directions of the outer-product Hessian, by element (symmetries).
+        sources: part -> kind of the bound that was the smallest, where several are joined.
+
+    Example:
+        >>> import torch
+        >>> from lightning_hessrank import rank_bound
+        >>> bound = rank_bound(torch.nn.Linear(10, 3), torch.zeros(1, 10), loss="cross_entropy")
+        >>> bound.total, bound.num_parameters, bound.is_theorem
+        (22, 33, True)
     """
 
     total: int
     outer: int | None
-    """``None`` where the bound has no such split (batch bound of an unknown output)."""
     functional: int | None
     layers: tuple[LayerBound, ...]
     num_parameters: int
     kind: BoundKind
     is_theorem: bool
-    """Whether it holds for this very network, not only for its linear surrogate."""
     reason: str
-    """One sentence: why it holds, or why it is a reference line only."""
     input_rank: int | None = None
-    """Rank of the inputs that the bound holds for; the input dimension for any data."""
     num_samples: int | None = None
-    """Number of samples that the bound holds for; ``None``: any number."""
     outputs: int | None = None
-    """Outputs per sample that the loss can see: ``K``, or ``K - 1`` for softmax."""
     explained: tuple[FlatDirections, ...] = ()
-    """Null directions of the outer-product Hessian, by element (symmetries)."""
     sources: Mapping[str, BoundKind] = field(default_factory=dict)
-    """Part -> kind of the bound that was the smallest, where several are joined."""
 
     @property
     def flat_directions(self) -> int:
@@ -369,11 +427,15 @@ class RankBound:
         Returns:
             A ``matplotlib.figure.Figure`` that pyplot does not know, so nothing needs closing.
         """
-        return figure_of(self)
+        return shown(figure_of(self))
 
     def __str__(self) -> str:
         """Table of the layers and totals."""
         return format_bound(self)
+
+    def _repr_html_(self) -> str:
+        """Show the same in a notebook."""
+        return f"<pre>{html.escape(format_bound(self))}</pre>"
 
     def to_dict(self) -> dict[str, Any]:
         """Return builtin types only, as a checkpoint can hold them."""
@@ -502,6 +564,16 @@ class Measurement:
         return record
 
 
+def _first_figure(result: object, *further: Any) -> Figure:
+    """Let the package's figures register, in the place of this, and draw the first."""
+    importlib.import_module(FIGURES)
+    return figure_of(result, *further)
+
+
+for _type in (RankEstimate, RankBound):
+    figure_of.register(_type, _first_figure)
+
+
 def validity(is_theorem: bool) -> str:
     """Say in two words what a bound is worth for the network beside which it stands."""
     return "theorem" if is_theorem else "reference line"
@@ -512,9 +584,15 @@ def format_bound(bound: RankBound) -> str:
     title = f"Rank bound of the loss Hessian ({bound.kind}, {validity(bound.is_theorem)})"
     per_layer = "block of H" if bound.functional is None else "functional"
     layers = [(x.name, f"{x.num_parameters:,}", f"{x.functional:,}") for x in bound.layers]
-    sums = [("outer-product", bound.outer), ("functional", bound.functional)]
-    sums += [("total", bound.total), ("parameters", bound.num_parameters)]
-    totals = Table((), [(name, f"{value:,}") for name, value in sums if value is not None])
+    found = {"outer-product": bound.outer, "functional": bound.functional}
+    found |= {"total": bound.total, "parameters": bound.num_parameters}
+    sums = {name: value for name, value in found.items() if value is not None}
+    rows = [(name, f"{value:,}") for name, value in sums.items()]
+    totals = Table((), rows).plain(widths=(13, 11))
+    capped = [
+        f"{line}  {why}".rstrip()
+        for line, why in zip(totals.split("\n"), _caps(bound, sums), strict=True)
+    ]
     flat = Table(
         ("flat", "directions explained by"), [(f"{x.number:,}", x.element) for x in bound.explained]
     )
@@ -522,11 +600,32 @@ def format_bound(bound: RankBound) -> str:
         [
             *(title, holds_for(bound), ""),
             Table(("layer", "parameters", per_layer), layers).plain(ruled=True),
-            *(totals.plain(widths=(13, 11)), ""),
+            *(*capped, ""),
             *([flat.plain(ruled=True), ""] if bound.explained else []),
             bound.reason,
         ]
     )
+
+
+def _caps(bound: RankBound, sums: Mapping[str, int]) -> Iterator[str]:
+    """Say of each sum of a bound which cap it stands at, if it is one that has a name."""
+    parts = (bound.outer or 0) + (bound.functional or 0)
+    data = None
+    if bound.num_samples is not None and bound.outputs is not None:
+        data = bound.num_samples * bound.outputs
+    for name, value in sums.items():
+        if name == "parameters":
+            yield ""
+        elif value == bound.num_parameters:
+            yield "all parameters: no cap"
+        elif name == "outer-product" and value == data:
+            yield f"the data: {bound.num_samples:,} samples × {bound.outputs:,} outputs"
+        elif name == "total" and value == parts:
+            yield "outer-product + functional"
+        elif name == "total" and value < max(bound.outer or 0, bound.functional or 0):
+            yield "bounded as a whole, below the bounds of its parts"
+        else:
+            yield ""
 
 
 def holds_for(bound: RankBound) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -52,3 +53,18 @@ class Table:
         rule = ["---" if i < self.words else "---:" for i in range(len(columns))]
         lines = [columns, rule, *([x.replace("|", r"\|") for x in row] for row in self.rows)]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+    def html(self) -> str:
+        """Lay out as an HTML table, for notebooks."""
+
+        def line(cells: Sequence[str], tag: str) -> str:
+            sides = ("left" if i < self.words else "right" for i in range(len(cells)))
+            parts = (
+                f'<{tag} style="text-align:{side}">{html.escape(cell)}</{tag}>'
+                for side, cell in zip(sides, cells, strict=True)
+            )
+            return f"<tr>{''.join(parts)}</tr>"
+
+        head = f"<thead>{line(self.columns, 'th')}</thead>" if self.columns else ""
+        body = "".join(line(row, "td") for row in self.rows)
+        return f"<table>{head}<tbody>{body}</tbody></table>"

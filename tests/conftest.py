@@ -51,4 +51,4 @@ def stub_bounds(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     if "real_bounds" in request.fixturenames:
         return
     stub = RankBound(9, 5, 4, (), 9, "closed-form", is_theorem=False, reason="It is a stub.")
-    monkeypatch.setattr(bounds, "reference_bound", lambda subject: stub)
+    monkeypatch.setattr(bounds, "reference_bound", lambda subject, **options: stub)

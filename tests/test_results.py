@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import pickle
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
-from lightning_hessrank.results import t_quantile
+from lightning_hessrank.results import LayerBound, RankBound, t_quantile
 from tests.dashboard import synthetic
 
 
@@ -31,3 +35,14 @@ def test_one_probe_says_nothing_of_the_spread() -> None:
     one = replace(synthetic.lanczos(p=500), num_probes=1)
     assert one.interval == (0, 500)
     assert torch.isfinite(torch.tensor(one.interval)).all()
+
+
+def test_a_pickled_result_can_be_drawn_by_a_process_that_knows_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "bound.pkl"
+    bound = RankBound(3, 2, 1, (LayerBound("a", 4, 1),), 4, "patch", is_theorem=True, reason="")
+    path.write_bytes(pickle.dumps(bound))
+    program = f"import pickle; print(pickle.load(open({str(path)!r}, 'rb')).plot().axes)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert "Axes" in done.stdout

@@ -18,6 +18,7 @@ from lightning_hessrank.bounds.generic import GenericHessian
 from lightning_hessrank.bounds.inputs import is_clear
 from lightning_hessrank.bounds.model import LinearModel
 from lightning_hessrank.bounds.patch import Ranks
+from lightning_hessrank.threads import threads_for
 from lightning_hessrank.tolerance import NumericalRank, machine_rtol, numerical_rank
 
 #: Consecutive layers are sampled together up to this many parameters.
@@ -234,4 +235,5 @@ def _symmetric_rank(matrix: Tensor) -> NumericalRank:
         norms = matrix.norm(dim=1)
         scale = torch.where(norms > 0, norms, 1.0).rsqrt()
         matrix = scale[:, None] * matrix * scale
-    return numerical_rank(torch.linalg.eigvalsh(matrix))
+    with threads_for(len(matrix)):
+        return numerical_rank(torch.linalg.eigvalsh(matrix))

@@ -1,25 +1,80 @@
-"""The program ``hessrank``."""
+"""The program ``hessrank``.
+
+Commands are imported when they are asked for: ``--version`` and a mistyped command answer at once,
+without PyTorch.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+import importlib
+from typing import Annotated, Any, ClassVar
 
 import typer
+from typer.core import TyperGroup
 
 from lightning_hessrank import __version__
-from lightning_hessrank.cli.bound import bound
-from lightning_hessrank.cli.measure import measure
-from lightning_hessrank.cli.report import report
-from lightning_hessrank.cli.sweep import sweep
-from lightning_hessrank.cli.toeplitz import toeplitz
+
+#: What every ``typer.Typer`` here is made with.
+_PLAIN: dict[str, Any] = {
+    "add_completion": False,
+    "rich_markup_mode": None,  # plain text, that can be read in a log and pasted elsewhere
+    "pretty_exceptions_enable": False,
+}
+
+#: Not the parser's own errors, which it prints itself.
+_FAULTS = (
+    *(RuntimeError, OSError, ArithmeticError, AttributeError, LookupError, MemoryError),
+    *(TypeError, ValueError),
+)
+
+
+class Commands(TyperGroup):
+    """The commands, each in a module of its own name, imported on use."""
+
+    SUMMARIES: ClassVar[dict[str, str]] = {
+        "bound": "The bound on the rank that an architecture implies.",
+        "measure": "The rank at every checkpoint of a run.",
+        "report": "Runs as one HTML page to hand on.",
+        "sweep": "Rank, bound and √p over a family of networks.",
+        "toeplitz": "The Toeplitz matrix of a layer.",
+    }
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names of the commands."""
+        return list(self.SUMMARIES)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Import a command; ``None`` where there is none of this name."""
+        if cmd_name not in self.SUMMARIES:
+            return None
+        module = importlib.import_module(f"lightning_hessrank.cli.{cmd_name}")
+        single = typer.Typer(**_PLAIN)
+        single.command(cmd_name, short_help=self.SUMMARIES[cmd_name])(getattr(module, cmd_name))
+        return typer.main.get_command(single)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """List the commands, without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(self.SUMMARIES.items()))
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; whatever escapes it is one line too, never a traceback."""
+        try:
+            return super().invoke(ctx)
+        except (typer.Exit, typer.Abort, BrokenPipeError):  # no errors of ours
+            raise
+        except _FAULTS as error:
+            from lightning_hessrank.cli.parameters import fail, told
+
+            fail(told(error))
+
 
 app = typer.Typer(
     name="hessrank",
+    cls=Commands,
     no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,  # plain text, that can be read in a log and pasted elsewhere
-    pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    **_PLAIN,
 )
 
 
@@ -40,10 +95,3 @@ def main(
 
     Exit codes: 0 done; 1 it could not be done, or not for every checkpoint; 2 wrong arguments.
     """
-
-
-app.command(short_help="The bound on the rank that an architecture implies.")(bound)
-app.command(short_help="The rank at every checkpoint of a run.")(measure)
-app.command(short_help="Runs as one HTML page to hand on.")(report)
-app.command(short_help="Rank, bound and √p over a family of networks.")(sweep)
-app.command(short_help="The Toeplitz matrix of a layer.")(toeplitz)

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import enum
 import json
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Any
 
-import torch
 import typer
 
 from lightning_hessrank.api import rank_bound
+from lightning_hessrank.cli.data import reference_batches
 from lightning_hessrank.cli.parameters import (
     Format,
     Model,
     build_module,
     fail,
     find_loss,
-    parse_shape,
+    parse_input,
+    parse_spec,
+    told,
 )
+from lightning_hessrank.cli.spec import Spec
 from lightning_hessrank.dashboard.text import bound_table
+from lightning_hessrank.network.batches import list_tensors
 from lightning_hessrank.results import BoundNotAvailableError, RankBound
 
 
@@ -35,15 +40,28 @@ def bound(
     model: Model,
     *,
     inputs: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             "--input",
             "-i",
             metavar="SHAPE",
             show_default=False,
-            help="Shape of one sample, without the batch dimension: 3,32,32. Once for each input.",
+            help="Shape of one sample, without the batch dimension: 3,32,32; of tokens with their "
+            "type, 16:int64. Once for each input. Default: that of DATA.",
         ),
-    ],
+    ] = None,
+    data: Annotated[
+        Spec | None,
+        typer.Option(
+            parser=parse_spec,
+            metavar="DATA",
+            show_default=False,
+            help="Data that the bound holds for, named as for `hessrank measure`. Default: any.",
+        ),
+    ] = None,
+    max_samples: Annotated[
+        int, typer.Option(min=1, help="Use at most so many samples of DATA.")
+    ] = 512,
     loss: Annotated[
         str,
         typer.Option(metavar="LOSS", help="mse, cross_entropy, or package.module:name of a loss."),
@@ -65,8 +83,9 @@ def bound(
     """Print the bound on the Hessian's rank that an architecture implies.
 
     It is the bound of the linear surrogate, the network without its activations: a theorem for
-    linear networks, a reference line for others. The last line says which, and why. No data are
-    needed and nothing is trained.
+    linear networks, a reference line for others. The last line says which, and why. Nothing is
+    trained. Without --data it holds for any data, and so lies above what `hessrank measure` shows
+    beside a rank on few samples; with the same --data it is the same.
 
     For example,
 
@@ -74,17 +93,18 @@ def bound(
 
     hessrank bound my_package.models:Net --input 3,32,32 --loss cross_entropy
 
-    hessrank bound 'train.py:Net(width=32)' --input 784 --format markdown
+    hessrank bound 'train.py:Net(width=32)' --data train.py:LitData --format markdown
     """
-    shapes = [(1, *parse_shape(text)) for text in inputs]
     known_loss = find_loss(loss)
     module = build_module(model).eval()
-    example = tuple(map(torch.zeros, shapes))
+    batches = [] if data is None else _inputs_of(data, max_samples)
+    example = _example(inputs or (), batches)
     try:
         found = rank_bound(
             module,
-            example if len(example) > 1 else example[0],
+            example,
             loss=known_loss,
+            data=batches or None,
             input_rank=input_rank,
             kind=kind.value,
         )
@@ -95,10 +115,29 @@ def bound(
             f"{type(module).__name__} has no forward(); name the network inside it, as "
             f"'{model.text}().net'"
         )
-    except (RuntimeError, TypeError, ValueError) as error:
-        given = ", ".join(map(str, shapes))
-        fail(f"{type(module).__name__} with an input of shape {given}: {error}")
+    except Exception as error:  # the user's own forward may raise anything
+        given = ", ".join(str(tuple(x.shape)) for x in list_tensors(example))
+        fail(f"{type(module).__name__} with an input of shape {given}: {told(error)}")
     typer.echo(render(found, output))
+
+
+def _inputs_of(data: Spec, max_samples: int) -> list[Any]:
+    """Inputs of the batches that a measurement on these data takes."""
+    batches = reference_batches(data, max_samples, seed=0)
+    return [x[0] if isinstance(x, (tuple, list)) and len(x) == 2 else x for x in batches]
+
+
+def _example(inputs: Sequence[str], batches: Sequence[Any]) -> Any:
+    """One batch as the network takes it, of the shapes given or the first of the data."""
+    if inputs:
+        example = tuple(map(parse_input, inputs))
+        return example if len(example) > 1 else example[0]
+    if not batches:
+        raise typer.BadParameter(
+            "say what the network takes: the shape of one sample, as 3,32,32, or --data",
+            param_hint="'--input'",
+        )
+    return batches[0]
 
 
 def render(found: RankBound, output: Format) -> str:

@@ -46,6 +46,11 @@ class Checkpoint:
         step, epoch = content.get("global_step", 0), content.get("epoch", 0)
         return cls(path, int(step), int(epoch), digest.hexdigest()[:16])
 
+    def callbacks(self) -> Mapping[str, Any]:
+        """Return the states of the callbacks by their keys."""
+        states = _load(self.path).get("callbacks")
+        return states if isinstance(states, Mapping) else {}
+
     def build(self, spec: Spec) -> Any:
         """Build the module with the hyperparameters in the checkpoint, and load its weights.
 

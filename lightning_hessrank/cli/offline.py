@@ -19,6 +19,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_hessrank.cli.checkpoints import Checkpoint
+from lightning_hessrank.cli.recorded import Recorded
 from lightning_hessrank.dashboard import Dashboard, scalars
 from lightning_hessrank.monitor.log import logger
 from lightning_hessrank.monitor.place import Place
@@ -68,12 +69,19 @@ class OfflineRun:
         settings: what to measure, and how.
         fixed: what gives the numbers their meaning, builtin types only: compared with what the
             folder was measured with.
+        own: the run's own monitor, whose data and bound are taken unless the settings have data.
 
     Raises:
         FolderError: it was measured with something else, or cannot be read or written.
     """
 
-    def __init__(self, folder: Path, settings: Settings, fixed: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        settings: Settings,
+        fixed: Mapping[str, Any],
+        own: Recorded | None = None,
+    ) -> None:
         self.folder = folder
         self.table = folder / _TABLE
         self.rows: list[dict[str, Any]] = []
@@ -83,6 +91,8 @@ class OfflineRun:
         self._dashboard = Dashboard(name=settings.name)
         self._events = EventFiles(folder)
         self._begun = False
+        if own is not None:
+            self._run.series.begin_like(own.state, same_data=settings.data is None)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._take_up()
@@ -127,6 +137,7 @@ class OfflineRun:
         run.collect_reference(module, None)
         measurement = run.take(module, Place.at_checkpoint(step, checkpoint.epoch, make_bar))
         record = run.series.record(measurement)
+        run.save_spectra(measurement)
         history, details = [*self.history, record], run.series.details_with(measurement)
         self._dashboard.write([self._events], measurement, history, step, details)
         row = {

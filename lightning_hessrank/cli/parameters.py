@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
-from typing import Annotated, Any, NoReturn
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
 
+import torch
 import typer
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_hessrank.cli.spec import Spec, SpecError
 from lightning_hessrank.estimators import method_names
+from lightning_hessrank.monitor.failures import cause_of
 from lightning_hessrank.network import losses
+from lightning_hessrank.tolerance import check_rtol
 
 
 class Format(str, enum.Enum):
@@ -46,6 +52,23 @@ def parse_method(text: str) -> str:
     return text
 
 
+def parse_rtol(text: str | float) -> float | Literal["machine"]:
+    """Read a relative tolerance, or ``machine`` for machine precision.
+
+    Raises:
+        BadParameter: it is neither.
+    """
+    if text == "machine":
+        return "machine"
+    try:
+        return check_rtol(float(text))
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"{text!r} is no relative tolerance; write a number from 0 up to, not including, 1, "
+            "as 1e-3, or machine"
+        ) from error
+
+
 def parse_shape(text: str) -> tuple[int, ...]:
     """Read a shape such as ``3,32,32`` (or ``3x32x32``).
 
@@ -59,6 +82,22 @@ def parse_shape(text: str) -> tuple[int, ...]:
             param_hint="'--input'",
         )
     return tuple(map(int, pieces))
+
+
+def parse_input(text: str) -> Tensor:
+    """Return one sample of zeros from its shape, and perhaps its type: ``16:int64``.
+
+    Raises:
+        BadParameter: there is no such shape or type.
+    """
+    shape, colon, name = text.partition(":")
+    dtype = getattr(torch, name.strip(), None) if colon else torch.get_default_dtype()
+    if not isinstance(dtype, torch.dtype):
+        raise typer.BadParameter(
+            f"{name!r} is not a dtype of torch; write, as for tokens, {shape}:int64",
+            param_hint="'--input'",
+        )
+    return torch.zeros(1, *parse_shape(shape), dtype=dtype)
 
 
 Model = Annotated[
@@ -80,14 +119,8 @@ def build_module(spec: Spec, hint: str = "'MODEL'", **defaults: Any) -> nn.Modul
     Raises:
         BadParameter: it cannot be built so, or is no module.
     """
-    try:
+    with user_code(f"building {spec.text!r}", hint):
         return spec.build_module(**defaults)
-    except SpecError as error:
-        raise typer.BadParameter(str(error), param_hint=hint) from error
-    except Exception as error:
-        raise typer.BadParameter(
-            f"building {spec.text!r} failed: {type(error).__name__}: {error}", param_hint=hint
-        ) from error
 
 
 def find_loss(text: str) -> str | Callable[..., Any]:
@@ -104,14 +137,50 @@ def find_loss(text: str) -> str | Callable[..., Any]:
             f"{', '.join(losses.names())}",
             param_hint="'--loss'",
         )
-    try:
+    with user_code(f"building {text!r}", "'--loss'"):
         spec = Spec.parse(text)
-        loss = spec.build() if isinstance(spec.target, type) or spec.args else spec.target
-    except SpecError as error:
-        raise typer.BadParameter(str(error), param_hint="'--loss'") from error
+        loss = (
+            spec.build() if isinstance(spec.target, type) or spec.args is not None else spec.target
+        )
     if not callable(loss):
         raise typer.BadParameter(f"{text!r} cannot be called", param_hint="'--loss'")
     return loss
+
+
+@contextmanager
+def user_code(what: str, hint: str) -> Iterator[None]:
+    """Turn whatever the user's own code raises into one line.
+
+    Args:
+        what: is being done.
+        hint: the parameter that names the code.
+
+    Raises:
+        BadParameter: it failed.
+    """
+    try:
+        yield
+    except typer.BadParameter:
+        raise
+    except SpecError as error:
+        raise typer.BadParameter(str(error), param_hint=hint) from error
+    except (Exception, SystemExit) as error:
+        raise typer.BadParameter(f"{what} failed: {told(error)}", param_hint=hint) from error
+
+
+def told(error: BaseException) -> str:
+    """Say in one line what went wrong, and where in the user's own code."""
+    text = cause_of(error) if isinstance(error, Exception) else f"SystemExit: {error}"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if _is_own(Path(frame.filename))]
+    place = f"{Path(own[-1].filename).name}:{own[-1].lineno}: " if own else ""
+    return place + " ".join(text.split())
+
+
+def _is_own(file: Path) -> bool:
+    """Whether a source is the user's: neither installed, nor part of Python, nor ours."""
+    foreign = {"site-packages", "dist-packages", "lib", Path(__file__).parents[1].name}
+    return file.suffix == ".py" and not foreign & set(file.parts)
 
 
 def fail(message: str) -> NoReturn:

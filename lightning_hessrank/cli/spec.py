@@ -145,10 +145,8 @@ def _import(location: str, text: str) -> ModuleType:
                 f"current folder {Path.cwd()}"
             ) from error
         raise SpecError(f"importing {location!r} failed: {error}") from error
-    except Exception as error:
-        raise SpecError(
-            f"importing {location!r} failed: {type(error).__name__}: {error}"
-        ) from error
+    except (Exception, SystemExit) as error:
+        raise SpecError(f"importing {location!r} failed: {_one_line(error)}") from error
 
 
 def _import_file(path: Path, text: str) -> ModuleType:
@@ -165,12 +163,12 @@ def _import_file(path: Path, text: str) -> ModuleType:
         sys.path.insert(0, str(path.parent.absolute()))  # as `python file.py` does
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if shadowed is None:
             del sys.modules[name]
         else:
             sys.modules[name] = shadowed
-        raise SpecError(f"running {str(path)!r} failed: {type(error).__name__}: {error}") from error
+        raise SpecError(f"running {str(path)!r} failed: {_one_line(error)}") from error
     return module
 
 
@@ -204,3 +202,12 @@ def _accepted(target: Callable[..., Any], given: int, values: Mapping[str, Any])
 
 def _signature(target: Callable[..., Any]) -> str:
     return f"{getattr(target, '__name__', target)}{inspect.signature(target)}"
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, SystemExit):
+        return (
+            f"it ends the program (SystemExit: {error}); put what it runs as a script below "
+            "`if __name__ == '__main__':`"
+        )
+    return " ".join(f"{type(error).__name__}: {error}".split())

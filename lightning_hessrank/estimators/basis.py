@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -17,10 +18,18 @@ class Basis:
     Products with ``V`` and ``Vᵀ`` then run at the speed of memory (with rows contiguous instead,
     and room for more columns than there are, ``VᵀX`` was seen to take up to 112 times as long). The
     memory is taken a chunk at a time, as the basis grows.
+
+    Args:
+        dim: rows that are kept here.
+        device: of the columns.
+        sum: of inner products over all processes that keep rows; ``None``: there are no others.
     """
 
-    def __init__(self, dim: int, device: torch.device) -> None:
+    def __init__(
+        self, dim: int, device: torch.device, sum: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
         self.dim = dim
+        self._sum = sum
         self.size = 0
         self._device = device
         self._chunks: list[Tensor] = []
@@ -45,7 +54,10 @@ class Basis:
 
     def coordinates(self, vectors: Tensor) -> Tensor:
         """``Vᵀ x`` for vectors of shape ``(dim, k)``; returns ``(size, k)``."""
-        return torch.cat([rows @ vectors for rows in self._rows()] or [vectors[:0]])
+        if not self.size:
+            return vectors.new_zeros(0, vectors.shape[1])
+        found = torch.cat([rows @ vectors for rows in self._rows()])
+        return found if self._sum is None else self._sum(found)
 
     def vectors(self, coordinates: Tensor) -> Tensor:
         """``V c`` for coordinates of shape ``(size, k)``; returns ``(dim, k)``."""

@@ -16,6 +16,7 @@ from lightning_hessrank.hessian.operator import (
     multiply_in_blocks,
     product_blocks,
 )
+from lightning_hessrank.threads import threads_for
 
 #: Columns of ``HΩ`` kept until they are multiplied with ``Ωᵀ``: wide products are fast, and
 #: where ``Ω`` is drawn again it is so once for each.
@@ -103,7 +104,8 @@ class SketchCore:
         """
         if self._slabs is None:
             return None
-        values, vectors = torch.linalg.eigh(self.matrix)
+        with threads_for(self.size):
+            values, vectors = torch.linalg.eigh(self.matrix)
         top = values.abs().argsort(descending=True)[:rank]
         values, vectors = values[top], vectors[:, top]
         left = self._triangular() @ vectors

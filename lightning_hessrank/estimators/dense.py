@@ -20,6 +20,7 @@ from lightning_hessrank.hessian.operator import (
     random_vectors,
 )
 from lightning_hessrank.results import PARTS, Part, RankEstimate
+from lightning_hessrank.threads import threads_for
 from lightning_hessrank.tolerance import COUNT_TOLERANCES, machine_rtol, numerical_rank
 
 
@@ -202,15 +203,16 @@ def symmetric_eigenvalues(matrix: Tensor) -> Tensor:
         return pad_with_zeros(symmetric_eigenvalues(matrix[alive][:, alive]), size)
     if matrix.device.type != "mps":
         matrix = matrix.to(torch.float64)
-    try:
-        return torch.linalg.eigvalsh(matrix).to(torch.float64)
-    except LinAlgError:
-        pass
-    matrix = matrix.to("cpu", torch.float64)
-    try:
-        return torch.linalg.eigvalsh(matrix)
-    except LinAlgError:
-        return torch.linalg.eigh(matrix).eigenvalues
+    with threads_for(len(matrix)):
+        try:
+            return torch.linalg.eigvalsh(matrix).to(torch.float64)
+        except LinAlgError:
+            pass
+        matrix = matrix.to("cpu", torch.float64)
+        try:
+            return torch.linalg.eigvalsh(matrix)
+        except LinAlgError:
+            return torch.linalg.eigh(matrix).eigenvalues
 
 
 def pad_with_zeros(eigenvalues: Tensor, size: int) -> Tensor:

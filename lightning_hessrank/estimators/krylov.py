@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_hessrank.estimators.basis import Basis
 from lightning_hessrank.hessian.operator import SymmetricOperator, product_blocks
+from lightning_hessrank.threads import threads_for
 
 
 class Ritz(NamedTuple):
@@ -49,16 +50,17 @@ class BlockKrylov:
 
         Args:
             operator: the matrix ``A``.
-            start: ``X``, shape ``(dim, b)``.
+            start: ``X``, shape ``(dim, b)``, or the rows of it that this process holds.
             max_size: largest number of basis vectors.
             locked: orthonormal columns that the basis avoids, float64.
         """
         self._operator = operator
-        self._locked = Basis(operator.dim, start.device)
+        self._rows = operator.rows
+        self._locked = Basis(self._rows.count, start.device, self._rows.sum)
         if locked is not None:
             self._locked.append(locked)
         self.max_size = max(0, min(max_size, operator.dim - self._locked.size))
-        self._basis = Basis(operator.dim, start.device)
+        self._basis = Basis(self._rows.count, start.device, self._rows.sum)
         self._t = torch.zeros(0, 0, dtype=torch.float64, device=start.device)
         self.scale = 0.0
         """Norm of the largest product so far: what rounding errors are relative to."""
@@ -92,7 +94,7 @@ class BlockKrylov:
             dim=1,
         ).to(torch.float64)
         self.num_products += b
-        self.scale = max(self.scale, float(torch.linalg.vector_norm(products, dim=0).max()))
+        self.scale = max(self.scale, float(self._rows.norms(products).max()))
         projection = self._basis.coordinates(products)
         t = self._t.new_zeros(self.size, self.size)
         t[:old, :old] = self._t
@@ -103,10 +105,11 @@ class BlockKrylov:
 
     def ritz(self) -> Ritz:
         """Return the Ritz pairs of the present subspace."""
-        values, coordinates = torch.linalg.eigh((self._t + self._t.T) / 2)
+        with threads_for(self.size):
+            values, coordinates = torch.linalg.eigh((self._t + self._t.T) / 2)
         tail = coordinates[self.size - self._coupling.shape[1] :]
         residuals = torch.linalg.vector_norm(self._coupling @ tail, dim=0)
-        floor = self.scale * (10 + self.size**0.5) * torch.finfo(self._operator.dtype).eps
+        floor = self._operator.error(self.scale, self.size)
         weights = (self._start.T @ coordinates[: self._start.shape[0]]) ** 2
         return Ritz(values, coordinates, residuals.clamp_min(floor), weights)
 
@@ -121,7 +124,7 @@ class BlockKrylov:
         """
         for _ in range(2):
             block = self._basis.without(self._locked.without(block))
-        q, r = torch.linalg.qr(block)
+        q, r = self._rows.qr(block)
         left, singular, _ = torch.linalg.svd(r)
         largest = float(singular.max()) if len(singular) else 0.0
         scale = largest if relative_to is None else relative_to
@@ -131,5 +134,5 @@ class BlockKrylov:
         # Small directions have lost their orthogonality when they were scaled up.
         small = bool(keep.any()) and float(singular[keep].min()) < 1e-2 * scale
         for _ in range(2 if small else 0):
-            q = torch.linalg.qr(self._basis.without(self._locked.without(q))).Q
-        return q, q.T @ block
+            q, _ = self._rows.qr(self._basis.without(self._locked.without(q)))
+        return q, self._rows.sum(q.T @ block)

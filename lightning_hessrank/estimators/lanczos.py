@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 
-from lightning_hessrank.estimators.probes import GaussianProbes
+from lightning_hessrank.estimators.probes import GaussianProbes, Probes
 from lightning_hessrank.estimators.search import TopSearch, basis_size
 from lightning_hessrank.hessian.operator import Progress, SymmetricOperator
 from lightning_hessrank.results import Part, RankEstimate
@@ -47,6 +47,7 @@ def lanczos_rank(
     memory_limit: int | None = None,
     part: Part = "total",
     progress: Progress | None = None,
+    probes: Probes | None = None,
 ) -> RankEstimate:
     """Count eigenvalues beyond ``rtol * max|λ|``, with a standard error where it is an estimate.
 
@@ -63,6 +64,7 @@ def lanczos_rank(
         memory_limit: bytes for these vectors; ``None``: half of what is free.
         part: what the operator is, for the result.
         progress: called between blocks of products with (done, at most).
+        probes: start vectors; ``None``: Gaussian ones, drawn from ``seed``.
 
     Raises:
         UnresolvedError: the count at ``rtol`` cannot be told from so many products.
@@ -77,7 +79,8 @@ def lanczos_rank(
             f"num_probes must be at least 2 (a standard error needs two), got {num_probes}"
         )
     size = basis_size(operator, num_probes, max_products, memory_limit)
-    probes = GaussianProbes(operator.dim, seed, dtype=operator.dtype, device=operator.device)
+    if probes is None:
+        probes = GaussianProbes(operator.dim, seed, dtype=operator.dtype, device=operator.device)
     search = TopSearch(operator, probes, num_probes, size, progress, deadline=deadline)
     search.run(rtol)
     count = search.count(rtol)

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
 _CHUNK = 32
+
+
+class Probes(Protocol):
+    """Standard normal vectors, each the same whenever it is asked for."""
+
+    def columns(self, start: int, stop: int) -> Tensor:
+        """Return columns ``start:stop`` of an endless matrix, or the rows held here."""
 
 
 class GaussianProbes:

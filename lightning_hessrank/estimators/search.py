@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_hessrank.estimators.krylov import BlockKrylov, Ritz
 from lightning_hessrank.estimators.measures import Measures, measures_of_quadrature
-from lightning_hessrank.estimators.probes import GaussianProbes
+from lightning_hessrank.estimators.probes import Probes
 from lightning_hessrank.hessian.memory import memory_limit as default_memory_limit
 from lightning_hessrank.hessian.operator import Progress, SymmetricOperator
 from lightning_hessrank.tolerance import COUNT_TOLERANCES
@@ -56,11 +56,11 @@ def basis_size(
         MemoryError: fewer than four blocks of probes fit.
     """
     limit = default_memory_limit(operator.device) if memory_limit is None else memory_limit
-    each = 8 * operator.dim  # a float64 basis, whatever the products are
+    each = 8 * operator.rows.most  # a float64 basis, whatever the products are
     fits = limit // each - 4 * num_probes  # see basis_bytes
     if fits < min(4 * num_probes, operator.dim):
         raise MemoryError(
-            f"lanczos keeps its basis in memory: {8 * num_probes} vectors of {operator.dim:,} "
+            f"lanczos keeps its basis in memory: {8 * num_probes} vectors of {each // 8:,} "
             f"numbers need {8 * num_probes * each / 2**30:.2g} GiB, but the limit is "
             f"{limit / 2**30:.2g} GiB; pass fewer num_probes or a larger memory_limit"
         )
@@ -69,7 +69,7 @@ def basis_size(
 
 def basis_bytes(operator: SymmetricOperator, size: int, num_probes: int) -> int:
     """Bytes of a float64 basis of so many vectors, the newest block and what is made of it."""
-    return 8 * operator.dim * (size + 4 * num_probes)
+    return 8 * operator.rows.most * (size + 4 * num_probes)
 
 
 class TopSearch:
@@ -78,7 +78,7 @@ class TopSearch:
     def __init__(
         self,
         operator: SymmetricOperator,
-        probes: GaussianProbes,
+        probes: Probes,
         block: int,
         max_size: int,
         progress: Progress | None = None,
@@ -269,7 +269,8 @@ class TopSearch:
                 if self._exact(rtol):
                     return space
                 following = space.size + max(self._block, space.size // 8)
-            if 2 * began - last > self._deadline:  # another block would end after it
+            late = 2 * began - last > self._deadline  # another block would end after it
+            if self._operator.rows.anyone(late):
                 break
         self._ritz = space.ritz()
         return space

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_hessrank.hessian.memory import is_out_of_memory
+from lightning_hessrank.hessian.rows import Rows
 from lightning_hessrank.results import NonFiniteError
 
 Progress = Callable[[int, int], None]
@@ -28,9 +29,23 @@ class SymmetricOperator(ABC):
     name: str = "matrix"
     """What it is, for messages."""
 
+    @property
+    def rows(self) -> Rows:
+        """Which rows of a vector this process holds: a block has shape ``(rows.count, k)``."""
+        return Rows(self.dim)
+
     @abstractmethod
     def matmat(self, vectors: Tensor) -> Tensor:
         """Multiply with ``vectors`` of shape ``(dim, k)``; same shape, dtype and device."""
+
+    def error(self, scale: float, size: int) -> float:
+        """Return what products may be wrong by, as seen from a subspace: rounding, by default.
+
+        Args:
+            scale: norm of the largest product with a unit vector so far.
+            size: dimension of the subspace.
+        """
+        return scale * (10 + size**0.5) * torch.finfo(self.dtype).eps
 
     def to_dense(self, progress: Progress | None = None) -> Tensor:
         """Return the matrix, shape ``(dim, dim)``, symmetrised, from ``dim`` products.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import html
 import importlib
 import importlib.util
 import math
@@ -25,6 +26,10 @@ from lightning_hessrank.monitor.run import Run
 from lightning_hessrank.monitor.series import Series
 from lightning_hessrank.monitor.settings import Settings
 from lightning_hessrank.monitor.stopping import StoppedError
+from lightning_hessrank.monitor.table import tabulate
+from lightning_hessrank.monitor.verdict import verdict, where_to_look
+from lightning_hessrank.monitor.watched import stand_ins, watched_names
+from lightning_hessrank.notebook import shown
 from lightning_hessrank.processes import Processes
 from lightning_hessrank.results import Measurement, Method
 from lightning_hessrank.subject.step import LossFn
@@ -49,6 +54,9 @@ class HessianRankMonitor(Callback):
     ``Trainer(callbacks=[HessianRankMonitor()])`` is all that it takes. Each measurement happens on
     a float64 copy of the module and leaves weights, buffers, optimisers, generators, metrics and
     flags of the run bitwise as they were.
+
+    A module that ``ModelParallelStrategy`` shards is measured as it stands, by differences of its
+    gradients in the precision that it trains in, by ``"lanczos"``, and put back bitwise, too.
 
     The quantity is the numerical rank of the Hessian of the mean loss over the *reference data*
     with respect to the trainable parameters, at the live weights: the number of eigenvalues beyond
@@ -96,7 +104,46 @@ class HessianRankMonitor(Callback):
             ``lightning_hessrank.dashboard``; ``None``: everything.
         name: first part of every logged name, and of the key in checkpoints, so that several
             monitors can run side by side; without ``/``.
+        save_eigenvalues: folder to which the eigenvalues of every measurement are written, as
+            ``NAME-step=STEP.npz`` with arrays ``total``, ``outer``, ``functional``; made where it
+            does not exist. Only ``method="dense"`` computes them.
         seed: of every random probe, and of randomness inside the step.
+
+    Attributes:
+        history: one plain dict per measurement, with ``step``, ``epoch``, ``rank``,
+            ``num_parameters``, ``method``, ``rtol``, ``tolerance``, ``gap``, ``std_error``,
+            ``counts`` (relative tolerance -> count), ``loss``, ``seconds``, ``overhead``,
+            ``skipped``, ``num_samples``, ``module_mode`` and ``reference`` (fingerprint of the
+            data). Where they apply also ``rank_lower``, ``rank_upper`` (95 % interval of an
+            estimate), ``rank_outer``, ``rank_functional``, ``bound``, ``bound_outer``,
+            ``bound_functional``, ``bound_is_theorem``, ``rank_over_bound``, ``batch_bound``,
+            ``layers`` (name -> rank, num_parameters, bound), ``warnings`` (said since the record
+            before) and ``limited_by`` (in words).
+
+    Logged names, with ``name="hessian"``; those of estimates are of their own:
+
+    ========================================  ======================================================
+    ``hessian/rank``                          the exact rank; ``rank_outer``, ``rank_functional``
+    ``hessian/rank_over_bound``               and ``rank_over_parameters``
+    ``hessian/batch_bound``                   bound on these very data
+    ``hessian-estimate/rank``                 a stochastic count; ``rank_outer``,
+                                              ``rank_functional``, ``rank_lower``, ``rank_upper``
+    ``hessian-bound/rank``                    linear bound; ``rank_outer``, ``rank_functional``,
+                                              ``parameters``
+    ``hessian-tolerance/rank_1e-3``           counts at 1e-1 … 1e-6 and ``rank_machine``
+    ``hessian-spectrum/gap``                  and ``lambda_max``, ``lambda_min``, ``n_positive``,
+                                              ``n_negative``, ``log10_tolerance``
+    ``hessian-layers/rank/LAYER``             rank of a layer's block; ``rank_over_bound/LAYER``,
+                                              ``estimate/LAYER``
+    ``hessian-data/loss``                     on the reference data, and ``samples``, their number
+    ``hessian-time/seconds``                  and ``products``, ``overhead``, ``skipped``
+    ========================================  ======================================================
+
+    Example:
+        >>> from lightning_hessrank import HessianRankMonitor
+        >>> monitor = HessianRankMonitor(every_n_epochs=5, method="dense", max_samples=256)
+        >>> monitor.history  # filled by Trainer(callbacks=[monitor]).fit(module)
+        []
 
     Raises:
         ValueError: an argument is out of range.
@@ -123,6 +170,7 @@ class HessianRankMonitor(Callback):
         prog_bar: bool = False,
         dashboard: Dashboard | None = None,
         name: str = "hessian",
+        save_eigenvalues: str | PathLike[str] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -145,6 +193,7 @@ class HessianRankMonitor(Callback):
             progress_bar=progress_bar,
             prog_bar=prog_bar,
             name=name,
+            save_eigenvalues=save_eigenvalues,
             seed=seed,
         )
         if not isinstance(dashboard, Dashboard | None):
@@ -180,7 +229,15 @@ class HessianRankMonitor(Callback):
         """
         from lightning_hessrank.dashboard.figures import history_figure
 
-        return history_figure(self.history)
+        return shown(history_figure(self.history))
+
+    def _repr_html_(self) -> str:
+        """Show the run so far in a notebook."""
+        said = html.escape(self._verdict())
+        if not self.history:
+            return f"<p>{said}</p>"
+        table, facts = tabulate(self.history)
+        return f"<p>{said}</p>{table.html()}<p>{html.escape(facts)}</p>"
 
     def report(self, path: str | PathLike[str], *, plotly: str | None = None) -> Path:
         """Write the run so far as one HTML page that opens without anything installed.
@@ -288,13 +345,28 @@ class HessianRankMonitor(Callback):
         """Measure again if a later callback has changed the weights at the end of training."""
         if self._run.series.last_step == trainer.global_step:
             self._measure(trainer, pl_module)
-        self._run.failures.summarise()
+        self._sum_up(trainer)
         self._run.series.clock.stop()
         if trainer.is_global_zero and self._run.series.history:
             with self._run.failures.handled("the report could not be handed on"):
                 self.dashboard.finish(trainer.loggers, self._report)
         if self._announced:
             logger.info("%s: see it at %s", self.settings.name, tab_url())
+
+    def _sum_up(self, trainer: Any) -> None:
+        """Say in one line what the run showed, and where to look."""
+        self._run.failures.summarise()
+        if not trainer.is_global_zero:
+            return
+        logger.info("%s. %s", self._verdict(), where_to_look(trainer, self.state_key))
+
+    def _verdict(self) -> str:
+        return verdict(
+            self.history,
+            name=self.settings.name,
+            skipped=self._run.series.skipped,
+            failed=self._run.failures.failed["measurements"],
+        )
 
     # -- one measurement -----------------------------------------------------------------------
 
@@ -318,11 +390,25 @@ class HessianRankMonitor(Callback):
                     )
                     return
                 series.add(measurement)
+            if measurement is not None and trainer.is_global_zero:
+                with failures.handled("eigenvalues were not saved"):
+                    run.save_spectra(measurement)
         else:
             series.skipped += 1
+            self._say_that_the_budget_is_spent(step)
         series.last_step = step
         with failures.handled("what was measured could not be logged", among="attempts to log"):
             self._log(trainer, measurement)
+
+    def _say_that_the_budget_is_spent(self, step: int) -> None:
+        if self._run.series.skipped == 1 and not self._run.failures.silent:
+            logger.info(
+                "%s: the measurement at step %d is skipped: with it, measuring would take more "
+                "than max_overhead=%g of the time; later ones are made as training catches up",
+                self.settings.name,
+                step,
+                self.settings.max_overhead,
+            )
 
     def _log(self, trainer: Any, measurement: Measurement | None) -> None:
         """Log a measurement, or that there was none."""
@@ -335,13 +421,28 @@ class HessianRankMonitor(Callback):
             return
         values = scalars(measurement, name)
         # an old value must not pass for one of these weights
-        self._publish(trainer, {**dict.fromkeys(self._published, math.nan), **values})
+        fresh = {**dict.fromkeys(self._published, math.nan), **values}
+        self._publish(trainer, fresh | self._for_watchers(trainer, measurement, values))
         if self.settings.prog_bar:
             tag = rank_tag(measurement.total, name)
             trainer.progress_bar_metrics[tag] = float(measurement.total.rank)
         if trainer.is_global_zero:
             details = self._run.series.details
             self.dashboard.write(trainer.loggers, measurement, self.history, step, details)
+
+    def _for_watchers(
+        self, trainer: Any, measurement: Measurement, values: dict[str, float]
+    ) -> dict[str, float]:
+        """Serve callbacks that monitor a name which this method does not log; say so once."""
+        watched, name = watched_names(trainer.callbacks), self.settings.name
+        found = stand_ins(measurement, values, watched, name)
+        for tag in found:
+            self._run.failures.warn_once(
+                f"{watched[tag]} monitors '{tag}', which method='{measurement.total.method}' does "
+                f"not log; it is given '{rank_tag(measurement.total, name)}' and the like instead. "
+                "Name the method (method='dense'), or monitor the other name"
+            )
+        return found
 
     def _publish(self, trainer: Any, values: dict[str, float]) -> None:
         """Let other callbacks monitor these values."""

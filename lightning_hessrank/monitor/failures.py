@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
 import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Literal
 
 from lightning_hessrank.hessian.verify import NoSecondDerivativeError, WrongProductError
@@ -105,7 +107,33 @@ class Failures:
         """Say something."""
         self._unreported.append(message)
         if not self.silent:
-            warnings.warn(f"HessianRankMonitor: {message}", HessianRankWarning, stacklevel=2)
+            _warn_at_users_line(f"HessianRankMonitor: {message}")
+
+
+#: Packages whose lines say nothing to whoever calls `fit`.
+_INNER = {
+    __name__.partition(".")[0],
+    *("lightning", "pytorch_lightning", "lightning_fabric", "torch", "contextlib"),
+}
+
+
+def _warn_at_users_line(message: str) -> None:
+    """Warn as of the line of the user's code that runs now, as a rule that of ``trainer.fit``."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and _package(frame) in _INNER:
+        frame = frame.f_back
+    warnings.warn_explicit(
+        message,
+        HessianRankWarning,
+        frame.f_code.co_filename,
+        frame.f_lineno,
+        frame.f_globals.get("__name__"),
+        frame.f_globals.setdefault("__warningregistry__", {}),
+    )
+
+
+def _package(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0]
 
 
 def cause_of(error: Exception) -> str:

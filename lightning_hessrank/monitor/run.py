@@ -10,7 +10,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from lightning_hessrank.estimating import Ranks
 from lightning_hessrank.hessian import NonFiniteError
@@ -24,17 +25,32 @@ from lightning_hessrank.monitor.progress import progress_bar
 from lightning_hessrank.monitor.reference import ReferenceData, as_batches, collect, deal, share
 from lightning_hessrank.monitor.series import Series
 from lightning_hessrank.monitor.settings import Settings
+from lightning_hessrank.monitor.sharding import check_settings, live_module
+from lightning_hessrank.monitor.spectra import save_spectra
 from lightning_hessrank.monitor.stopping import obeying_sigterm
 from lightning_hessrank.network.batches import cut_batch, fingerprint
 from lightning_hessrank.network.function import layers_of
 from lightning_hessrank.processes import Processes
-from lightning_hessrank.results import BoundNotAvailableError, Measurement, nan_estimate
+from lightning_hessrank.results import (
+    BoundNotAvailableError,
+    Measurement,
+    RankBound,
+    nan_estimate,
+)
+from lightning_hessrank.sharded.estimate import sharded_ranks
+from lightning_hessrank.sharded.shards import local_part
 from lightning_hessrank.subject.cutting import cut_samples
 from lightning_hessrank.subject.step import module_step
 from lightning_hessrank.subject.subject import Subject
 
 #: Share of the time budget that each of the bounds has in any case.
 BOUND_SHARE = 0.15
+
+
+class _Findings(NamedTuple):
+    ranks: Ranks
+    bound: RankBound | None = None
+    batch_bound: RankBound | None = None
 
 
 class Run:
@@ -46,7 +62,7 @@ class Run:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self.series = Series(settings.meaning)
+        self.series = Series(settings.meaning, settings.asked)
         self.failures = Failures(settings.on_error)
         self.processes = Processes()
         self._bounds = Bounds(self.series, self.failures)
@@ -59,10 +75,13 @@ class Run:
 
         Raises:
             ManualOptimizationError, UnusableStepError: the step is not a function of a batch.
+            UnsupportedStrategyError: shards cannot be measured as the settings want it.
         """
+        if processes.sharded:
+            check_settings(self._settings)
         self.processes = processes
         module_step(module, self._settings.loss_fn)
-        self.series.restore_reference(processes)
+        self.series.restore_reference(processes.data)
 
     def collect_reference(self, module: Any, first_batch: Any) -> None:
         """Collect reference data, unless the run has them already.
@@ -75,11 +94,11 @@ class Run:
             ValueError: there are none.
             ProcessFailedError: there are none on some process.
         """
-        series, processes, settings = self.series, self.processes, self._settings
+        series, processes, settings = self.series, self.processes.data, self._settings
         if series.reference is not None:
             return
         keep = partial(collect, size=settings.batch_size, cut=partial(self._cut, module))
-        with processes.together():
+        with self.processes.together():
             if settings.data is None and first_batch is None:
                 raise ValueError(
                     "training_step(dataloader_iter) fetches its own batches; pass data=... (a "
@@ -150,19 +169,9 @@ class Run:
         series, limit = self.series, self._settings.max_seconds
         began = time.perf_counter()
         self._deadline = None if limit is None else began + limit
-        with (
-            obeying_sigterm(),
-            series.clock.measuring(),
-            self.processes.together(),
-            self._subject(module, place) as subject,
-        ):
-            union = partial(self._union, module, place, subject)
-            check_subject(subject, series, self.failures, step=place.step)
-            self._bounds.seek(subject, union, None if limit is None else BOUND_SHARE * limit)
-            ranks = self._ranks(subject, place)
-            batch_bound = None
-            if not math.isnan(ranks.loss):
-                batch_bound = self._bounds.of_batch(union, self._left())
+        with obeying_sigterm(), series.clock.measuring(), self.processes.together():
+            of = self._of_shards if self.processes.sharded else self._of_copy
+            ranks, bound, batch_bound = of(module, place)
         weight_decay, rate = place.optimiser()
         return Measurement(
             step=place.step,
@@ -170,7 +179,7 @@ class Run:
             total=ranks.total,
             outer=ranks.parts.get("outer"),
             functional=ranks.parts.get("functional"),
-            bound=self._bounds.applicable(ranks),
+            bound=bound,
             batch_bound=batch_bound,
             layers=layer_ranks(ranks, series.bound),
             loss=ranks.loss,
@@ -184,6 +193,17 @@ class Run:
             gradient_descent_rate=rate,
         )
 
+    def save_spectra(self, measurement: Measurement) -> None:
+        """Write the eigenvalues of a measurement, if that was asked for.
+
+        Raises:
+            ValueError: the method gives none.
+            OSError: they cannot be written.
+        """
+        folder = self._settings.save_eigenvalues
+        if folder is not None and not math.isnan(measurement.total.rank):
+            save_spectra(Path(folder), measurement, self._settings.name)
+
     def _left(self) -> float | None:
         """Seconds that are left for a batch bound; some, even where the rank took all."""
         if self._deadline is None:
@@ -191,6 +211,68 @@ class Run:
         assert self._settings.max_seconds is not None
         left = self._deadline - time.perf_counter()
         return max(left, BOUND_SHARE * self._settings.max_seconds)
+
+    def _of_copy(self, module: Any, place: Place) -> _Findings:
+        """Measure an isolated copy, of which this process holds the whole."""
+        with self._subject(module, place) as subject:
+            union = partial(self._union, module, place, subject)
+            check_subject(subject, self.series, self.failures, step=place.step)
+            limit = self._settings.max_seconds
+            self._bounds.seek(subject, union, None if limit is None else BOUND_SHARE * limit)
+            ranks = self._ranks(subject, place)
+            batch_bound = None
+            if not math.isnan(ranks.loss):
+                batch_bound = self._bounds.of_batch(union, self._left())
+        return _Findings(ranks, self._bounds.applicable(ranks), batch_bound)
+
+    def _of_shards(self, module: Any, place: Place) -> _Findings:
+        """Measure the live module, of which every process holds its shards."""
+        series, settings = self.series, self._settings
+        live = live_module(
+            module,
+            place,
+            settings=settings,
+            series=series,
+            failures=self.failures,
+            processes=self.processes,
+        )
+        make_bar = place.make_bar if settings.progress_bar else None
+        try:
+            with progress_bar(make_bar, f"{settings.name} rank") as progress:
+                ranks = sharded_ranks(
+                    live,
+                    rtol=series.meaning["rtol"],
+                    plan=series.plan,
+                    max_seconds=settings.max_seconds,
+                    deadline=self._deadline,
+                    verify=not series.verified,
+                    seed=settings.seed,
+                    progress=progress,
+                    announce=partial(logger.info, "%s: %s", settings.name),
+                )
+        except NonFiniteError as error:
+            return _Findings(self._not_finite(error, place, live.rows.dim))
+        self._settle(ranks)
+        return _Findings(ranks)
+
+    def _not_finite(self, error: NonFiniteError, place: Place, num_parameters: int) -> Ranks:
+        self.failures.warn_once(
+            f"the rank is nan, first at step {place.step}: {error}", about=str(error)
+        )
+        meaning = self.series.meaning
+        unknown = nan_estimate(num_parameters, method=meaning["method"], rtol=meaning["rtol"])
+        samples = None if self.series.reference is None else self.series.reference.num_samples
+        return Ranks({"total": unknown}, num_samples=samples)
+
+    def _settle(self, ranks: Ranks) -> None:
+        """Say what there is to say of some ranks, and let the next ones be of the same kind."""
+        for note in ranks.notes:
+            self.failures.warn_once(note)
+        self.series.meaning["method"] = ranks.total.method
+        self.series.plan = ranks.plan
+        if ranks.total.products == "differences":
+            self.series.difference_rtol = ranks.total.rtol
+        self.series.verified = True
 
     def _ranks(self, subject: Subject, place: Place) -> Ranks:
         series, settings = self.series, self._settings
@@ -216,11 +298,7 @@ class Run:
                     deadline=self._deadline,
                 )
         except NonFiniteError as error:
-            self.failures.warn_once(
-                f"the rank is nan, first at step {place.step}: {error}", about=str(error)
-            )
-            nan = nan_estimate(subject.num_parameters, method=method, rtol=rtol)
-            return Ranks({"total": nan}, num_samples=subject.total_samples)
+            return self._not_finite(error, place, subject.num_parameters)
         self._say_what_is_missing(ranks)
         if not series.verified and subject.has_initial_statistics():
             logger.info(
@@ -229,13 +307,7 @@ class Run:
                 settings.name,
                 place.step,
             )
-        for note in ranks.notes:
-            self.failures.warn_once(note)
-        series.meaning["method"] = ranks.total.method
-        series.plan = ranks.plan
-        if ranks.total.products == "differences":
-            series.difference_rtol = ranks.total.rtol
-        series.verified = True
+        self._settle(ranks)
         return ranks
 
     def _say_what_is_missing(self, ranks: Ranks) -> None:
@@ -291,4 +363,4 @@ class Run:
 def weights_of(module: Any) -> str:
     """Fingerprint of all parameters and floating buffers of a module."""
     buffers = [x for x in module.buffers() if x.is_floating_point()]
-    return fingerprint([*module.parameters(), *buffers])
+    return fingerprint([local_part(x.detach()) for x in (*module.parameters(), *buffers)])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from lightning_hessrank.budget import Plan
 from lightning_hessrank.dashboard.tab.records import ABOUT, DETAIL, texts_of
 from lightning_hessrank.monitor.clock import Clock
 from lightning_hessrank.monitor.form import Form
+from lightning_hessrank.monitor.limits import limited_by
 from lightning_hessrank.monitor.reference import ReferenceData
 from lightning_hessrank.processes import Processes
 from lightning_hessrank.results import Measurement, RankBound
@@ -18,10 +20,12 @@ class Series:
 
     Args:
         meaning: arguments that change what a rank means; those of the first run hold on resume.
+        besides: further arguments, which a checkpoint keeps for whoever measures the run again.
     """
 
-    def __init__(self, meaning: dict[str, Any]) -> None:
+    def __init__(self, meaning: dict[str, Any], besides: Mapping[str, Any] | None = None) -> None:
         self.meaning = meaning
+        self._besides = dict(besides or {})
         self._asked = dict(meaning)
         self.history: list[dict[str, Any]] = []
         self.details: list[dict[str, Any]] = []
@@ -57,7 +61,9 @@ class Series:
     def record(self, measurement: Measurement) -> dict[str, Any]:
         """Return what the history is to hold of a measurement, with the data behind it."""
         assert self.reference is not None
-        return {**measurement.record(), "reference": self.reference.fingerprint[:16]}
+        record = {**measurement.record(), "reference": self.reference.fingerprint[:16]}
+        limit = limited_by(measurement, self.reference.num_samples)
+        return record if limit is None else {**record, "limited_by": limit}
 
     def details_with(self, measurement: Measurement) -> list[dict[str, Any]]:
         """Return the details so far and those of a measurement, where it has any."""
@@ -91,6 +97,7 @@ class Series:
             reference = self.reference.state_dict()
         return {
             "meaning": dict(self.meaning),
+            "asked": dict(self._besides),
             "history": [dict(record) for record in self.history],
             "details": list(self.details),
             "about": dict(self.about),
@@ -128,3 +135,24 @@ class Series:
         self.difference_rtol = state.get("difference_rtol")
         self.clock.load_state_dict(state["clock"])
         return changed
+
+    def begin_like(self, state: Mapping[str, Any], *, same_data: bool) -> None:
+        """Begin anew, to measure what another run did.
+
+        Args:
+            state: of the other run's series.
+            same_data: take up its reference data, and with them its bound.
+        """
+        fresh: dict[str, Any] = {
+            "meaning": self.meaning,
+            "history": [],
+            "details": [],
+            "about": {},
+            "skipped": 0,
+            "clock": Clock().state_dict(),
+        }
+        if not same_data:
+            fresh |= {"reference": {}, "bound": None, "bound_sought": False, "form": None}
+        if not same_data or self.meaning != state["meaning"]:
+            fresh["plan"] = None
+        self.load_state_dict({**state, **fresh})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any, Literal
 
 from torch.utils.data import Dataset
@@ -44,6 +45,7 @@ class Settings:
     progress_bar: bool = True
     prog_bar: bool = False
     name: str = "hessian"
+    save_eigenvalues: str | PathLike[str] | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -73,6 +75,10 @@ class Settings:
                 "name must not contain '/', which ends the group in logged names, got "
                 f"{self.name!r}"
             )
+        if not isinstance(self.save_eigenvalues, str | PathLike | None):
+            raise TypeError(
+                f"save_eigenvalues must be a folder or None, got {self.save_eigenvalues!r}"
+            )
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise TypeError(f"seed must be an integer, got {self.seed!r}")
 
@@ -80,6 +86,17 @@ class Settings:
     def meaning(self) -> dict[str, Any]:
         """What the numbers of a run depend on, and must not change within it."""
         return {"method": self.method, "rtol": self.rtol, "module_mode": self.module_mode}
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What else it takes to measure the same: kept with a checkpoint, builtin types only."""
+        name = None
+        if self.loss_fn is not None:
+            kind = type(self.loss_fn)
+            name = f"{getattr(self.loss_fn, '__module__', kind.__module__)}:" + getattr(
+                self.loss_fn, "__qualname__", kind.__qualname__
+            )
+        return {"loss_fn": name, "layers": self.layers, "seed": self.seed}
 
 
 def _check_data(data: object) -> None:

@@ -95,6 +95,14 @@ def toeplitz_matrix(layer: nn.Module, input_size: int | Sequence[int]) -> Tensor
     Raises:
         TypeError: the layer is of another kind.
         ValueError: the size does not fit, or the matrix would not fit into memory.
+
+    Example:
+        >>> from lightning_hessrank import toeplitz_matrix
+        >>> layer = nn.Conv1d(1, 1, 2, bias=False)
+        >>> layer.weight.data = torch.tensor([[[1.0, 2.0]]])
+        >>> toeplitz_matrix(layer, 3)
+        tensor([[1., 2., 0.],
+                [0., 1., 2.]])
     """
     operator = toeplitz_operator(layer, input_size)
     rows, columns = operator.shape

@@ -21,16 +21,19 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from lightning_hessrank import __version__
 from lightning_hessrank.api import rank_bound
 from lightning_hessrank.estimators import dense_parts, dense_rank, lanczos_rank, sketch_rank
 from lightning_hessrank.hessian import DenseOperator, SymmetricOperator
 from lightning_hessrank.hessian.dense import add_sampled
 from lightning_hessrank.hessian.rewrite import CheaperDerivatives
 from lightning_hessrank.tolerance import numerical_rank
-from tests.benchmarks import subjects
+from tests.benchmarks import records, subjects
 from tests.benchmarks.peers import PEERS, Multiply
 from tests.benchmarks.subjects import Subject
 
+#: Names of the benchmarks begun so far.
+_running = ["unnamed"]
 #: Products from which the time of all is extrapolated.
 SAMPLE = 200
 #: Numbers of vectors multiplied at once.
@@ -45,12 +48,16 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=Path, help="also write the tables into this file")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     print(machine(), flush=True)
     for name in arguments.only or [n for n in BENCHMARKS if n != "sketch-whole"]:  # 5 minutes
         print(f"\n### {name}\n", flush=True)
+        _running.append(name)
         BENCHMARKS[name](arguments.rounds)
+        if arguments.json:
+            records.write(arguments.json, machine(), __version__)
 
 
 def machine() -> str:
@@ -90,12 +97,10 @@ def columns(multiply: Multiply, subject: Subject, block: int, count: int | None 
 
 
 def table(rows: list[tuple[str, ...]]) -> None:
-    """Print rows as Markdown; the first is the header."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for number, row in enumerate(rows):
-        print("| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |")
-        if number == 0:
-            print("|" + "|".join("-" * (w + 2) for w in widths) + "|")
+    """Print rows as Markdown, and record them; the first is the header."""
+    found = [list(row) for row in rows]
+    records.TABLES.setdefault(_running[-1], []).append(found)
+    print(records.markdown(found))
 
 
 def exact_rank(build: Callable[[], Subject], rounds: int) -> dict[str, float]:

@@ -124,7 +124,7 @@ def test_the_table_can_be_read() -> None:
         "------------------------------",
         "outer-product            3",
         "functional               0",
-        "total                    3",
+        "total                    3  outer-product + functional",
         "parameters               6",
         "",
         "The network is linear in its input and in every layer, so the bound holds for it.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -211,7 +212,7 @@ def test_table_says_how_and_on_what_every_rank_was_found(
     blocks = hessrank(*COMMAND).stdout.split("\n\n")
     assert blocks[1] == (
         f"method dense, tolerance {p * eps:.2g} max|λ|, samples 16, mode eval, parameters {p}, "
-        "bound is a reference line"
+        "bound is a reference line, limited by the number of parameters"
     )
     arguments = ("--method", "lanczos", "--mode", "train", "--max-samples", "9")
     table, facts, _ = hessrank(*COMMAND, *arguments, "--output", "other").stdout.split("\n\n")
@@ -327,9 +328,10 @@ def test_broken_files_are_reported_and_skipped(run: list[dict[str, Any]], hessra
     only = "it cannot be loaded with weights only: "
     assert told[str(folder / "code.ckpt")].startswith(f"{only}Unsupported global: GLOBAL pathlib")
     assert told[str(folder / "text.ckpt")].startswith(f"{only}Unsupported")
-    assert told[str(folder / "epoch=1-step=8.ckpt")] == (
-        "it is no checkpoint, or cut off (RuntimeError while reading it)"
-    )
+    assert told[str(folder / "epoch=1-step=8.ckpt")] in {
+        f"it is no checkpoint, or cut off ({kind} while reading it)"
+        for kind in ("RuntimeError", "OSError")  # torch's, by where the file was cut
+    }
     assert told[str(folder / "short.ckpt")].startswith("the weights do not fit 'train:Net': ")
 
 
@@ -463,3 +465,22 @@ def test_bars_on_a_terminal_leave_only_the_table(run: list[dict[str, Any]], here
     assert {line for line in terminal.final if SAID in line} == {SAID}
     start = next(i for i, x in enumerate(terminal.final) if x.split()[:2] == ["step", "epoch"])
     assert [line.split()[0] for line in terminal.final[start + 1 : start + 4]] == ["4", "8", "12"]
+
+
+@pytest.mark.slow
+def test_fifty_interruptions_at_random_moments_lose_nothing(run: list[dict[str, Any]]) -> None:
+    command = [sys.executable, "-m", "tests.cli.interrupted", "50"]
+    paths = os.pathsep.join([str(Path(__file__).parents[2]), str(Path.cwd())])
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["interrupted"] >= 25
+    assert found["steps"] == found["every"] == [x["step"] for x in run[1:]]
+    live = [x["rank"] for x in run[1:]]
+    assert [float(row["hessian/rank"]) for row in rows()] == live

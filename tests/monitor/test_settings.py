@@ -93,8 +93,8 @@ def test_arguments_and_defaults_are_those_of_the_documentation() -> None:
     assert HessianRankMonitor(every_n_steps=5).settings.every_n_epochs is None
     settings = {field.name: field.default for field in dataclasses.fields(Settings)}
     assert {name: defaults[name] for name in settings} == settings  # the command line's defaults
-    doc = HessianRankMonitor.__doc__ or ""
-    assert all(f"        {name}: " in doc for name in defaults)
+    doc = inspect.getdoc(HessianRankMonitor) or ""
+    assert all(f"\n    {name}: " in doc for name in defaults)
 
 
 @pytest.mark.parametrize(

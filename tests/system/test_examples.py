@@ -127,7 +127,7 @@ def test_plain_pytorch_metric_and_function_agree(capsys: pytest.CaptureFixture[s
 
 
 def test_resnet_counts_have_intervals_and_names_of_their_own() -> None:
-    arguments = ["--epochs", "1", "--width", "2", "--samples", "8", "--max-overhead", "0.99"]
+    arguments = ["--epochs", "1", "--every", "1", "--width", "2", "--samples", "8"]
     load("resnet").main([*arguments, "--figure", "resnet.png"])
     assert len(scalars("resnet", "hessian-estimate/rank")) == 2
     assert len(scalars("resnet", "hessian-estimate/rank_upper")) == 2
@@ -152,6 +152,14 @@ def run(name: str, *arguments: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_a_sharded_transformer_is_measured_by_both_processes() -> None:
+    printed = run("sharded", "--epochs", "1", "--seconds", "3")
+    for process in (0, 1):
+        assert f"process {process} holds 2404 of 4808 parameters" in printed
+    assert len(re.findall(r"eigenvalues beyond 0.1", printed)) == 2
+    assert len(scalars("sharded", "hessian-estimate/rank")) == 2
 
 
 def test_two_processes_measure_what_one_would() -> None:

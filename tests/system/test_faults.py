@@ -17,7 +17,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_hessrank import HessianRankMonitor, bounding, measure
+from lightning_hessrank import HessianRankMonitor, bounding, measure, opening
 from lightning_hessrank.hessian import LossCurvature
 from lightning_hessrank.monitor import bounds
 from lightning_hessrank.monitor.callback import HessianRankWarning
@@ -94,7 +94,7 @@ def _(patch: pytest.MonkeyPatch, run: dict[str, Any]) -> None:
 )
 def _(patch: pytest.MonkeyPatch, run: dict[str, Any]) -> None:
     text = "[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"
-    fail_call(2, patch, measure, "LossCurvature", RuntimeError(text))
+    fail_call(2, patch, opening, "LossCurvature", RuntimeError(text))
 
 
 @fault(
@@ -301,7 +301,7 @@ def live_bytes() -> int:
 def test_nothing_leaks(failing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensors alive after 50 measurements are those after two, whether they fail or not."""
     if failing:
-        real = measure.LossCurvature
+        real = opening.LossCurvature
 
         def curvature(*args: Any, **kwargs: Any) -> LossCurvature:
             held = real(*args, **kwargs)
@@ -310,7 +310,7 @@ def test_nothing_leaks(failing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
                 raise RuntimeError(f"with {held.num_parameters} parameters in memory")
             return held
 
-        monkeypatch.setattr(measure, "LossCurvature", curvature)
+        monkeypatch.setattr(opening, "LossCurvature", curvature)
     alive: list[int] = []
     calls: list[int] = []
 

@@ -36,7 +36,11 @@ from tests.training import (
     snapshot,
 )
 
-pytestmark = TRAINS
+pytestmark = [
+    *TRAINS,
+    # True of several batches in training mode, with batch norm.
+    pytest.mark.filterwarnings("ignore:.*is no weighted mean of their losses"),
+]
 
 #: Measures at the first batch, after every second step, at every epoch's end, and at the end.
 EVERYWHERE = {"every_n_epochs": 1, "every_n_steps": 2}

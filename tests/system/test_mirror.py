@@ -35,7 +35,6 @@ ELSEWHERE = {
     "estimators/core.py": "estimators/test_sketch.py",
     "estimators/search.py": "estimators/test_lanczos.py",
     # Behind the door that they were made for.
-    "cli/app.py": "cli/test_bound.py",
     "cli/family.py": "cli/test_sweep.py",
     "dashboard/figures/growth.py": "cli/test_sweep.py",
     "dashboard/pages.py": "system/test_dashboard.py",
@@ -50,6 +49,9 @@ ELSEWHERE = {
     "hessian/moving.py": "hessian/test_verify.py",
     "subject/prefix.py": "subject/test_cutting.py",
     "subject/protection.py": "subject/test_comparison.py",
+    # Seen in several processes together.
+    "sharded/fsdp.py": "sharded/test_live.py",
+    "monitor/sharding.py": "sharded/test_live.py",
     "opening.py": "hessian/test_verify.py",
     "sums.py": "test_metrics.py",
 }

@@ -1,0 +1,1 @@
+"""A live network that no process holds: its shards, differences of gradients, estimates."""
