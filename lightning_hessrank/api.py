@@ -173,8 +173,8 @@ def rank_bound(
         kind: ``"closed-form"`` (fully connected chains), ``"generic"`` (exact generic rank, for
             small networks: of the network itself where that is analytic in its weights, attention
             included, which is a theorem; else of the surrogate), ``"patch"`` (any multilinear
-            network), ``"auto"``: the smallest valid bound of the surrogate at a cost of seconds, or,
-            with data, the generic rank of an analytic network without one.
+            network), ``"auto"``: the smallest valid bound of the surrogate at a cost of seconds;
+            with data also the generic rank of an analytic network without one.
 
     Raises:
         BoundNotAvailableError: the network has no multilinear surrogate, or ``kind`` does not
