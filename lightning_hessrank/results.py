@@ -137,11 +137,23 @@ class RankEstimate:
         Student's t over the probes, or the normal quantile where their number is not known; of
         width zero where the count is exact, nan where the rank is.
         """
-        if math.isnan(self.rank):
+        return self._within(self.rank, self.std_error)
+
+    def interval_at(self, rtol: float) -> tuple[float, float]:
+        """What is known of the count at one of the tolerances of ``counts`` or ``ranges``.
+
+        The 95 % interval of an estimate, else the range that the count certainly lies in.
+        """
+        if rtol in self.counts:
+            return self._within(self.counts[rtol], self.count_errors.get(rtol, 0.0))
+        low, high = self.range_at(rtol)
+        return float(low), float(high)
+
+    def _within(self, count: float, std_error: float) -> tuple[float, float]:
+        if math.isnan(count):
             return math.nan, math.nan
-        margin = t_quantile(self.num_probes) * self.std_error if self.std_error else 0.0
-        low, high = self.rank - margin, self.rank + margin
-        return max(low, 0.0), min(high, float(self.num_parameters))
+        margin = t_quantile(self.num_probes) * std_error if std_error else 0.0
+        return max(count - margin, 0.0), min(count + margin, float(self.num_parameters))
 
     def effective_dimension(self, alpha: float) -> Measured:
         """Return ``Σ |λ| / (|λ| + α)``: see :mod:`lightning_hessrank.spectrum`, as for the others.
@@ -535,6 +547,9 @@ class Measurement:
             record["warnings"] = list(self.warnings)
         if total.std_error:
             record["rank_lower"], record["rank_upper"] = total.interval
+        ranges = {rtol: total.interval_at(rtol) for rtol in total.ranges}
+        if ranges:
+            record["ranges"] = ranges
         for name, estimate in (("outer", self.outer), ("functional", self.functional)):
             if estimate is not None:
                 record[f"rank_{name}"] = estimate.rank

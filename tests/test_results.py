@@ -12,7 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_hessrank.results import LayerBound, RankBound, t_quantile
+from lightning_hessrank.results import (
+    LayerBound,
+    Measurement,
+    RankBound,
+    RankEstimate,
+    t_quantile,
+)
 from tests.dashboard import synthetic
 
 
@@ -46,3 +52,27 @@ def test_a_pickled_result_can_be_drawn_by_a_process_that_knows_nothing(tmp_path:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert "Axes" in done.stdout
+
+
+def test_what_is_known_of_each_count() -> None:
+    estimate = RankEstimate(
+        rank=40.0,
+        std_error=2.0,
+        rtol=1e-2,
+        tolerance=0.1,
+        gap=None,
+        method="lanczos",
+        num_parameters=100,
+        num_products=30,
+        seconds=1.0,
+        counts={1e-1: 7.0, 1e-2: 40.0},
+        count_errors={1e-2: 2.0},
+        ranges={1e-2: (20, 90), 1e-3: (31, 100)},
+    )
+    assert estimate.interval_at(1e-1) == (7.0, 7.0)
+    assert (
+        estimate.interval_at(1e-2) == estimate.interval == pytest.approx((36.08, 43.92), abs=1e-2)
+    )
+    assert estimate.interval_at(1e-3) == (31.0, 100.0)
+    record = Measurement(step=0, epoch=0, total=estimate).record()
+    assert record["ranges"] == {1e-2: estimate.interval, 1e-3: (31.0, 100.0)}

@@ -117,8 +117,9 @@ class HessianRankMonitor(Callback):
             data). Where they apply also ``rank_lower``, ``rank_upper`` (95 % interval of an
             estimate), ``rank_outer``, ``rank_functional``, ``bound``, ``bound_outer``,
             ``bound_functional``, ``bound_is_theorem``, ``rank_over_bound``, ``batch_bound``,
-            ``layers`` (name -> rank, num_parameters, bound), ``warnings`` (said since the record
-            before) and ``limited_by`` (in words).
+            ``ranges`` (relative tolerance -> 95 % interval of an estimate, or the range that the
+            count certainly lies in), ``layers`` (name -> rank, num_parameters, bound),
+            ``warnings`` (said since the record before) and ``limited_by`` (in words).
 
     Logged names, with ``name="hessian"``; those of estimates are of their own:
 
