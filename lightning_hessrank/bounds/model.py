@@ -16,6 +16,7 @@ from lightning_hessrank.bounds.surrogate import Surrogate
 from lightning_hessrank.bounds.trace import Trace, Weights
 from lightning_hessrank.network.function import Network, layer_name, layers_of
 from lightning_hessrank.network.losses import LossKind
+from lightning_hessrank.network.patience import OutOfTimeError
 from lightning_hessrank.results import BoundNotAvailableError
 
 
@@ -201,15 +202,16 @@ def _first_run(
     probes = random(2)
     try:
         return network, probes, surrogate.run(probes, weights)
-    except BoundNotAvailableError:
+    except (BoundNotAvailableError, OutOfTimeError):
         raise
     except Exception as error:  # of the user's code
+        network.forward(network.inputs)  # what never runs shows its own error
         if size == 2 or any(len(x) != size for x in network.inputs):
             raise BoundNotAvailableError(_not_run(2, error)) from error
     probes = random(size)
     try:
         trace = surrogate.run(probes, weights)
-    except BoundNotAvailableError:
+    except (BoundNotAvailableError, OutOfTimeError):
         raise
     except Exception as error:
         raise BoundNotAvailableError(_not_run(size, error)) from error

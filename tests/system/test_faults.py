@@ -70,7 +70,7 @@ def fail_call(
 
 
 def no_bound(patch: pytest.MonkeyPatch) -> None:
-    def reference_bound(subject: Any) -> Any:
+    def reference_bound(*_: Any, **__: Any) -> Any:
         raise IndexError("list index out of range")
 
     patch.setattr(bounds, "reference_bound", reference_bound)
