@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import enum
-import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,6 +20,7 @@ from lightning_hessrank.cli.parameters import (
     parse_rtol,
     parse_spec,
     told,
+    warnings_as_lines,
 )
 from lightning_hessrank.cli.recorded import Recorded, recorded_monitors
 from lightning_hessrank.cli.spec import Spec
@@ -175,7 +172,7 @@ def measure(
         "loss_fn": loss_fn.text if loss_fn else None,
     }
     folder = output or checkpoints / "hessrank"
-    with frozen_rng(fixed["seed"]), _warnings_as_lines():
+    with frozen_rng(fixed["seed"]), warnings_as_lines():
         further = {
             "data": None if data is None else reference_data(data),
             "loss_fn": None if loss_fn is None else loss_fn.target,
@@ -312,16 +309,3 @@ def _measure_all(
             except Exception as error:  # of any kind: the other checkpoints may do
                 failures[checkpoint.path] = told(error)
             display.advance(task)
-
-
-@contextmanager
-def _warnings_as_lines() -> Iterator[None]:
-    """Print our warnings as lines, without the source that warnings usually show."""
-
-    def show(message: Warning | str, *args: Any, **kwargs: Any) -> None:
-        print(f"Warning: {message}", file=sys.stderr)  # where the display's stand-in shows it
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", UserWarning)
-        warnings.showwarning = show  # restored with the filters
-        yield

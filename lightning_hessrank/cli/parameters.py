@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import enum
+import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -187,3 +189,20 @@ def fail(message: str) -> NoReturn:
     """Leave with exit code 1: the arguments were understood, but it cannot be done."""
     typer.echo(f"Error: {message}", err=True)
     raise typer.Exit(1)
+
+
+@contextmanager
+def warnings_as_lines() -> Iterator[None]:
+    """Print each warning as a line, once, without the source that warnings usually show."""
+    said: set[str] = set()
+
+    def show(message: Warning | str, *args: Any, **kwargs: Any) -> None:
+        if str(message) not in said:
+            said.add(str(message))
+            print(f"Warning: {message}", file=sys.stderr)  # where a display's stand-in shows it
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.simplefilter("always", RuntimeWarning)
+        warnings.showwarning = show  # restored with the filters
+        yield

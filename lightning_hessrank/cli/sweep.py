@@ -6,9 +6,7 @@ import ast
 import enum
 import inspect
 import math
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,7 +23,14 @@ from lightning_hessrank.cli.family import (
     gaussian,
     write_rows,
 )
-from lightning_hessrank.cli.parameters import Model, fail, find_loss, parse_shape, parse_spec
+from lightning_hessrank.cli.parameters import (
+    Model,
+    fail,
+    find_loss,
+    parse_shape,
+    parse_spec,
+    warnings_as_lines,
+)
 from lightning_hessrank.cli.spec import Spec, SpecError
 from lightning_hessrank.dashboard.figures import png
 from lightning_hessrank.dashboard.figures.growth import growth_figure, root_fit
@@ -131,7 +136,7 @@ def sweep(
     rows: list[Row] = []
     try:
         output.mkdir(parents=True, exist_ok=True)
-        with _warnings_as_lines():
+        with warnings_as_lines():
             for row in family.measure():
                 rows.append(row)
                 write_rows(output / "sweep.csv", varied, rows)
@@ -256,20 +261,3 @@ def _subtitle(model: Spec, varied: Sequence[Varied]) -> str:
     names = ", ".join(v.name for v in varied)
     text = f"{model.text}; numbers: {names}"
     return text if len(text) <= 70 else f"numbers: {names}"
-
-
-@contextmanager
-def _warnings_as_lines() -> Iterator[None]:
-    """Print each warning as a line, once, without the source that warnings usually show."""
-    said: set[str] = set()
-
-    def show(message: Warning | str, *args: Any, **kwargs: Any) -> None:
-        if str(message) not in said:
-            said.add(str(message))
-            typer.echo(f"Warning: {message}", err=True)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", UserWarning)
-        warnings.simplefilter("always", RuntimeWarning)
-        warnings.showwarning = show  # restored with the filters
-        yield
