@@ -94,7 +94,7 @@ def test_without_data_samples_must_not_mix() -> None:
     assert rank_bound(Mean(), x, data=x).total == 8  # the whole network: 2 (3 + 1) parameters
 
 
-def test_a_network_that_runs_on_nothing_says_so() -> None:
+def test_a_network_that_runs_on_nothing_else_says_so() -> None:
     class Picky(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -108,6 +108,8 @@ def test_a_network_that_runs_on_nothing_says_so() -> None:
     with pytest.raises(
         BoundNotAvailableError, match=r"does not run on 6 random samples.*too small"
     ):
+        rank_bound(Picky(), 1e4 * torch.randn(6, 3))
+    with pytest.raises(OverflowError, match="too small"):  # it does not run on its own inputs
         rank_bound(Picky(), torch.randn(6, 3))
 
 
