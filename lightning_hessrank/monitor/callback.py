@@ -117,6 +117,8 @@ class HessianRankMonitor(Callback):
             data). Where they apply also ``rank_lower``, ``rank_upper`` (95 % interval of an
             estimate), ``rank_outer``, ``rank_functional``, ``bound``, ``bound_outer``,
             ``bound_functional``, ``bound_is_theorem``, ``rank_over_bound``, ``batch_bound``,
+            ``batch_bound_outer``, ``batch_bound_functional``, ``flat_directions`` (explained, all),
+            ``measures`` (smooth companions of the rank), ``products``,
             ``ranges`` (relative tolerance -> 95 % interval of an estimate, or the range that the
             count certainly lies in), ``layers`` (name -> rank, num_parameters, bound),
             ``warnings`` (said since the record before) and ``limited_by`` (in words).
@@ -134,6 +136,7 @@ class HessianRankMonitor(Callback):
     ``hessian-tolerance/rank_1e-3``           counts at 1e-1 … 1e-6 and ``rank_machine``
     ``hessian-spectrum/gap``                  and ``lambda_max``, ``lambda_min``, ``n_positive``,
                                               ``n_negative``, ``log10_tolerance``
+    ``hessian-measures/lambda_max``           smooth companions of the rank, by name
     ``hessian-layers/rank/LAYER``             rank of a layer's block; ``rank_over_bound/LAYER``,
                                               ``estimate/LAYER``
     ``hessian-data/loss``                     on the reference data, and ``samples``, their number

@@ -17,7 +17,7 @@ from lightning_hessrank.estimators import (
 )
 from lightning_hessrank.hessian import DenseOperator, LossCurvature
 from tests.estimators.planted import SPECTRA, planted
-from tests.operators.networks import Problem
+from tests.networks import Problem
 
 DECAYING = torch.logspace(0, -6, 500, dtype=torch.float64)
 INDEFINITE = DECAYING * torch.where(torch.arange(500) % 3 > 0, 1.0, -1.0)
