@@ -136,7 +136,9 @@ class HessianRankMonitor(Callback):
     ``hessian-tolerance/rank_1e-3``           counts at 1e-1 … 1e-6 and ``rank_machine``
     ``hessian-spectrum/gap``                  and ``lambda_max``, ``lambda_min``, ``n_positive``,
                                               ``n_negative``, ``log10_tolerance``
-    ``hessian-measures/lambda_max``           smooth companions of the rank, by name
+    ``hessian-measures/trace``                and ``frobenius_norm``, ``lambda_max``,
+                                              ``lambda_min``, ``entropy_rank``, ``stable_rank``,
+                                              ``participation_ratio``, and others by name
     ``hessian-layers/rank/LAYER``             rank of a layer's block; ``rank_over_bound/LAYER``,
                                               ``estimate/LAYER``
     ``hessian-data/loss``                     on the reference data, and ``samples``, their number
