@@ -219,15 +219,15 @@ def seconds_per_product(operator: SymmetricOperator) -> float:
 def reorthogonalising(operator: SymmetricOperator, size: int, block: int) -> float:
     """Seconds that making a basis of ``size`` vectors orthonormal takes, from operation counts.
 
-    Every block meets the whole basis three times, to and fro, at the speed of a matrix product of
-    its shape, which is measured.
+    Every block meets the whole basis once, to and fro, at the speed of a matrix product of its
+    shape, which is measured.
     """
     rows = max(1, min(size, 32, 2**27 // (8 * operator.dim)))
     basis = torch.zeros(rows, operator.dim, dtype=torch.float64, device=operator.device)
-    vectors = torch.zeros(operator.dim, block, dtype=torch.float64, device=operator.device)
+    vectors = torch.zeros(block, operator.dim, dtype=torch.float64, device=operator.device).T
     basis @ vectors
     one = _best(lambda: basis @ vectors, operator.device) / rows  # a basis vector with a block
-    return 2 * 3 * one * size * size / (2 * block)
+    return 2 * one * size * size / (2 * block)
 
 
 def seconds_per_cube(operator: SymmetricOperator) -> float:

@@ -11,6 +11,10 @@ from lightning_hessrank.estimators.basis import Basis
 from lightning_hessrank.hessian.operator import SymmetricOperator, product_blocks
 from lightning_hessrank.threads import threads_for
 
+EPS = torch.finfo(torch.float64).eps
+#: Component of a unit vector along a basis up to which one pass makes it orthogonal to rounding.
+ALONG = 0.1
+
 
 class Ritz(NamedTuple):
     """Ritz pairs of the subspace, ascending: the operator as seen from it."""
@@ -30,9 +34,12 @@ class BlockKrylov:
     """An orthonormal basis ``V`` of ``span(X, AX, A²X, …)`` that grows block by block.
 
     ``A`` is the operator, restricted to the complement of some locked directions. Every new block
-    is made orthogonal to the whole basis twice ("twice is enough": Parlett, The Symmetric
-    Eigenvalue Problem, section 6.9), so that ``AV = VT + Q R Eᵀ`` holds to rounding, where ``Q`` is
-    the next block, and no Ritz value is a ghost.
+    is made orthogonal to the whole basis, so that ``AV = VT + Q R Eᵀ`` holds to rounding, where
+    ``Q`` is the next block, and no Ritz value is a ghost. In exact arithmetic a product has
+    components along the last two blocks only. These are taken out first, twice; what is left is
+    scaled to orthonormal columns, and has next to nothing along the rest of the basis, so that one
+    pass through memory suffices; where it has more, the pass is repeated ("twice is enough":
+    Parlett, The Symmetric Eigenvalue Problem, section 6.9).
 
     The basis is float64 whatever the operator is: in float32, directions below 3e-3 of the largest
     eigenvalue would pass for rounding errors, and the space for invariant. The rounding errors of
@@ -65,7 +72,9 @@ class BlockKrylov:
         self.scale = 0.0
         """Norm of the largest product so far: what rounding errors are relative to."""
         self.num_products = 0
-        self._block, self._start = self._orthonormal(start.to(torch.float64), relative_to=None)
+        self._recent: list[Tensor] = []
+        """The last two blocks of the basis."""
+        self._block, self._start, _ = self._orthonormal(start.to(torch.float64), relative_to=None)
         self._coupling = self._start[:0, :0]
 
     @property
@@ -88,6 +97,7 @@ class BlockKrylov:
         block, old = self._block, self.size
         b = block.shape[1]
         self._basis.append(block)
+        self._recent = [*self._recent[-1:], block]
         rounded = block.to(self._operator.dtype)
         products = torch.cat(
             [x for _, x in product_blocks(self._operator, b, lambda i, j: rounded[:, i:j])],
@@ -95,13 +105,14 @@ class BlockKrylov:
         ).to(torch.float64)
         self.num_products += b
         self.scale = max(self.scale, float(self._rows.norms(products).max()))
-        projection = self._basis.coordinates(products)
+        self._block, self._coupling, projection = self._orthonormal(
+            products, relative_to=self.scale
+        )
         t = self._t.new_zeros(self.size, self.size)
         t[:old, :old] = self._t
         t[:, old:] = projection
         t[old:] = projection.T
         self._t = t
-        self._block, self._coupling = self._orthonormal(products, relative_to=self.scale)
 
     def ritz(self) -> Ritz:
         """Return the Ritz pairs of the present subspace."""
@@ -117,22 +128,38 @@ class BlockKrylov:
         """Return the vectors with the given coordinates, shape ``(dim, n)``."""
         return self._basis.vectors(coordinates)
 
-    def _orthonormal(self, block: Tensor, relative_to: float | None) -> tuple[Tensor, Tensor]:
-        """Split ``block = (basis part) + Q R``; directions that are rounding error are dropped.
+    def _orthonormal(
+        self, block: Tensor, relative_to: float | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Split ``block = V C + Q R`` (and what is locked); rounding errors are dropped.
 
-        ``Q`` is orthonormal, and orthogonal to basis and locked vectors.
+        ``Q`` is orthonormal, and orthogonal to basis and locked vectors. Returns ``Q, R, C``.
         """
+        found = block.new_zeros(self.size, block.shape[1])
+        recent = torch.cat(self._recent, dim=1) if self._recent else block[:, :0]
         for _ in range(2):
-            block = self._basis.without(self._locked.without(block))
+            block = self._locked.without(block)
+            along = self._rows.sum(recent.T @ block)
+            found[self.size - len(along) :] += along
+            block = block - recent @ along
         q, r = self._rows.qr(block)
-        left, singular, _ = torch.linalg.svd(r)
-        largest = float(singular.max()) if len(singular) else 0.0
-        scale = largest if relative_to is None else relative_to
-        eps = torch.finfo(torch.float64).eps
-        keep = singular > 100 * eps * scale * self._operator.dim**0.5
-        q = q @ left[:, keep]
-        # Small directions have lost their orthogonality when they were scaled up.
-        small = bool(keep.any()) and float(singular[keep].min()) < 1e-2 * scale
-        for _ in range(2 if small else 0):
-            q, _ = self._rows.qr(self._basis.without(self._locked.without(q)))
-        return q, self._rows.sum(q.T @ block)
+        largest = float(torch.linalg.matrix_norm(r, 2)) if r.numel() else 0.0
+        noise = 100 * EPS * (relative_to or largest) * self._operator.dim**0.5
+        q, r = _significant(q, r, noise)
+        again = bool(q.shape[1])
+        while again:
+            along = self._basis.coordinates(q)
+            found += along @ r
+            again = bool((along.abs() > ALONG).any())
+            q, s = self._rows.qr(self._locked.without(q - self._basis.vectors(along)))
+            q, r = _significant(q, s @ r, noise)
+            again = again and bool(q.shape[1])
+        return q, r, found
+
+
+def _significant(q: Tensor, r: Tensor, noise: float) -> tuple[Tensor, Tensor]:
+    """Factors of ``q r`` without directions of singular values up to ``noise``."""
+    left, singular, right = torch.linalg.svd(r, full_matrices=False)
+    keep = singular > noise
+    q = (left[:, keep].T @ q.T).T  # each column contiguous: passes through memory are twice as fast
+    return q, singular[keep, None] * right[keep]

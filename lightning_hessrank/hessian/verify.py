@@ -29,6 +29,8 @@ AGREEMENT = 1e-4
 #: Disagreement of ``vᵀHw`` and ``wᵀHv`` that rounding does not explain, in eps of ``‖Hv‖‖w‖``.
 #: Rounding leaves some 1 to 100; rows that are wrong by a factor leave ``1 / (eps √p)``, about.
 ASYMMETRY = 1e5
+#: Rounding error of a gradient, relative to it, up to which its differences confirm a product.
+CONFIRMING = 0.01
 #: Share of a product beyond which the parts do not add up to the whole. Rounding leaves some 1e-14.
 SPLIT_TOLERANCE = 1e-9
 #: What a check may find to be held fixed.
@@ -136,7 +138,9 @@ def check_product(
                 product = _products(function, free.unsqueeze(1), max_bytes)[0][:, 0]
             if _disagreement(gradients, whole._replace(direction=free, product=product)) is None:
                 return (PADDED, *detached)
-    _check_repeats(function, there, gradient)
+    rounding = _rounding(function, there, gradient)
+    if _disagreement(Gradients(function), whole._replace(rounding=rounding)) is None:
+        return ()
     raise WrongProductError(_wrong(function, errors[0]))
 
 
@@ -148,11 +152,14 @@ class _Tangent(NamedTuple):
     direction: Tensor
     product: Tensor
     """Of the Hessian with the direction."""
+    rounding: float = 0.0
+    """How far the gradient that the step itself computes is from this one."""
 
     @property
     def noise(self) -> float:
         """What rounding leaves of a gradient."""
-        return 100 * torch.finfo(self.gradient.dtype).eps * float(self.gradient.norm())
+        eps = torch.finfo(self.gradient.dtype).eps
+        return 100 * eps * float(self.gradient.norm()) + 10 * self.rounding
 
 
 def _check_symmetry(
@@ -166,10 +173,18 @@ def _check_symmetry(
         raise WrongProductError(_asymmetry(function, difference / scale))
 
 
-def _check_repeats(function: LossFunction, there: Tensor, gradient: Tensor) -> None:
-    """Raise where the step gives another gradient each time: then differences say nothing."""
-    change = float((Gradients(function)(there) - gradient).norm())
+def _rounding(function: LossFunction, there: Tensor, gradient: Tensor) -> float:
+    """Rounding error of the gradient that the step computes, beside the one that was measured.
+
+    The latter keeps its digits where a softmax is nearly certain
+    (:mod:`lightning_hessrank.hessian.rewrite`). Where the other has none left, it confirms nothing.
+
+    Raises:
+        WrongProductError: the step gives another gradient each time, or one of rounding errors.
+    """
+    plain = Gradients(function)(there)
     size = float(gradient.norm())
+    change = float((Gradients(function)(there) - plain).norm())
     if change > 100 * torch.finfo(gradient.dtype).eps * size:
         raise WrongProductError(
             "the step gives another gradient every time it is evaluated on the same batch at the "
@@ -177,11 +192,19 @@ def _check_repeats(function: LossFunction, there: Tensor, gradient: Tensor) -> N
             "it has no Hessian: something that it changes is not put back (a counter or an average "
             "outside of the module, a random generator of its own). Pass loss_fn=... that avoids it"
         )
+    rounding = float((plain - gradient).norm())
+    if rounding > CONFIRMING * size:
+        raise WrongProductError(
+            f"the gradient that the step computes consists of rounding errors (by {rounding:.1g}, "
+            f"at a size of {size:.1g}): the loss is too close to zero for its second derivatives "
+            "to be confirmed, so no rank is given. Measure earlier in the run, before it vanishes"
+        )
+    return rounding
 
 
 def _disagreement(gradients: Gradients, tangent: _Tangent) -> float | None:
     """Smallest relative error of a product beside differences of gradients; ``None``: confirmed."""
-    point, gradient, direction, product = tangent
+    point, gradient, direction, product, _ = tangent
     best = math.inf
     for step in STEPS:
         ahead, behind, width = gradients(point + step * direction), gradient, step

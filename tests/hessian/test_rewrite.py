@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_hessrank.hessian.rewrite import MAX_POSITIONS, CheaperDerivatives
 
-SLOW = {"ConvolutionBackward0", "NativeBatchNormBackward0"}
+SLOW = {"ConvolutionBackward0", "NativeBatchNormBackward0", "LogSoftmaxBackward0"}
 
 
 class Call(NamedTuple):
@@ -59,8 +59,37 @@ def shared_padding() -> Callable[..., Tensor]:
     return nn.Conv2d(2, 3, 3, padding=1, padding_mode="reflect").double()
 
 
+def entropy(*labels: int, **options: object) -> Callable[[], Callable[..., Tensor]]:
+    """``F.cross_entropy`` with these labels."""
+    return lambda: lambda z: F.cross_entropy(z, torch.tensor(labels), **options)
+
+
+WEIGHTS = torch.tensor([0.5, 2.0, 1.0], dtype=torch.float64)
 IMAGES, KERNEL, BIAS = (2, 2, 5, 4), (3, 2, 3, 2), (3,)
 CALLS = {
+    "log_softmax": Call(conv(F.log_softmax, 1), ((4, 3),), True),
+    "log_softmax of one sample": Call(conv(F.log_softmax, 0), ((3,),), True),
+    "log_softmax over positions": Call(conv(torch.log_softmax, dim=-1), ((2, 3, 4),), True),
+    "Tensor.log_softmax": Call(lambda: lambda z: z.log_softmax(0), ((4, 3),), True),
+    "LogSoftmax": Call(lambda: nn.LogSoftmax(1), ((4, 3),), True, torch.float32),
+    "log_softmax in another dtype": Call(
+        conv(F.log_softmax, 1, dtype=torch.float64), ((4, 3),), False
+    ),
+    "cross_entropy": Call(entropy(0, 2, 2, 1), ((4, 3),), True),
+    "cross_entropy of one sample": Call(
+        lambda: lambda z: F.cross_entropy(z, torch.tensor(2)), ((3,),), True
+    ),
+    "cross_entropy of positions": Call(
+        lambda: lambda z: F.cross_entropy(z, torch.tensor([[0, 2], [1, 1]])), ((2, 3, 2),), True
+    ),
+    "cross_entropy of ignored labels": Call(entropy(0, -1, 2, ignore_index=-1), ((3, 3),), True),
+    "weighted cross_entropy": Call(entropy(0, 1, 2, weight=WEIGHTS), ((3, 3),), True),
+    "cross_entropy summed": Call(entropy(0, 1, reduction="sum"), ((2, 3),), True),
+    "cross_entropy of each": Call(entropy(0, 1, reduction="none"), ((2, 3),), True),
+    "cross_entropy smoothed": Call(entropy(0, 1, label_smoothing=0.1), ((2, 3),), False),
+    "cross_entropy with probabilities": Call(
+        lambda: lambda z: F.cross_entropy(z, WEIGHTS.expand(2, 3) / 3.5), ((2, 3),), False
+    ),
     "BatchNorm1d": Call(norm(nn.BatchNorm1d), ((4, 3),), True),
     "BatchNorm1d of sequences": Call(norm(nn.BatchNorm1d), ((4, 3, 5),), True),
     "BatchNorm2d": Call(norm(nn.BatchNorm2d), ((2, 3, 4, 2),), True),
@@ -233,3 +262,32 @@ def test_outputs_have_the_memory_layout_that_steps_rely_on(name: str) -> None:
 def test_pytorch_says_what_is_wrong_with_a_call(call, message: str) -> None:
     with CheaperDerivatives(), pytest.raises(RuntimeError, match=message):
         call(torch.zeros(4, 2, 6))
+
+
+@pytest.mark.parametrize("scale", [0.1, 3.0, 40.0])
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_the_curvature_of_a_certain_softmax_keeps_its_digits(scale: float, classes: int) -> None:
+    """Off its diagonal ``diag(p) - p pᵀ`` is ``-exp(log pᵢ + log pⱼ)``, and rows sum to zero."""
+    torch.manual_seed(0)
+    logits = scale * torch.randn(7, classes, dtype=torch.float64)
+    targets = torch.arange(7) % classes
+
+    def loss(z: Tensor) -> Tensor:
+        with CheaperDerivatives():
+            return F.cross_entropy(z, targets, reduction="sum")
+
+    hessian = torch.autograd.functional.hessian(loss, logits)
+    found = torch.stack([hessian[i, :, i] for i in range(7)])
+    log = logits.log_softmax(1)
+    pairs = -(log[:, :, None] + log[:, None]).exp()
+    pairs = pairs * (1 - torch.eye(classes, dtype=torch.float64))
+    expected = pairs - torch.diag_embed(pairs.sum(2))
+    assert float(expected.abs().min()) < 1e-20 or scale < 40
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+
+
+def test_masked_classes_and_infinite_logits_are_as_they_are() -> None:
+    z = torch.tensor([[0.0, -torch.inf, 1.0], [torch.inf, 0.0, 1.0], [-torch.inf] * 3]).double()
+    with CheaperDerivatives():
+        found = F.log_softmax(z, 1)
+    torch.testing.assert_close(found, F.log_softmax(z, 1), equal_nan=True)
