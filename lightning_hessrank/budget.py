@@ -38,9 +38,12 @@ ALWAYS_DENSE = 3000
 #: Samples that costs are measured on.
 PROBE_SAMPLES = 8
 #: Shares of the budget that the exact methods, and an estimate of the total, may take.
-EXACT_SHARE, TOTAL_SHARE, PART_SHARE = 0.7, 0.4, 0.2
-#: Products that an estimate should have before samples are given up for more of them.
+EXACT_SHARE, TOTAL_SHARE = 0.7, 0.4
+#: Products that an estimate should have before samples are given up for more of them, and samples
+#: that are not given up for so many, but for the fewer products of the next line: with too few of
+#: the first no eigenvalue is known, with too few of the second it is that of another problem.
 ENOUGH_PRODUCTS = 64
+TRADE = ((ENOUGH_PRODUCTS, 32), (32, 8), (16, 1))
 #: float32 is taken where it is faster by this factor, and no finer tolerance is asked for.
 WORTH, SINGLE_RTOL = 1.5, 1e-4
 
@@ -247,10 +250,11 @@ def _estimate(
             cost, precision = single, "float32"
     samples = _fitting(cost, memory)
     products = cost.products(samples, share, memory)
-    enough = min(ENOUGH_PRODUCTS, cost.dim)
-    while products < enough and samples > cost.least:
-        samples = max(cost.least, samples * 2 // 3)
-        products = cost.products(samples, share, memory)
+    for enough, fewest in TRADE:
+        least = max(fewest, cost.least)
+        while products < min(enough, cost.dim) and samples > least:
+            samples = max(least, samples * 2 // 3)
+            products = cost.products(samples, share, memory)
     everything = samples >= cost.samples
     seconds = 1.5 * products * cost.seconds(samples)
     on = "all" if everything else f"{samples} of"

@@ -31,7 +31,7 @@ from lightning_hessrank.subject.isolation import undisturbed
 from lightning_hessrank.subject.subject import Subject
 
 #: Shares of the budget at whose ends the outer part, the total and the functional part are due.
-DUE = {"outer": 0.3, "total": 0.65, "functional": 0.85}
+DUE = {"outer": 0.35, "total": 0.8, "functional": 1.0}
 #: Rows of the outer part's smaller matrix that are tried.
 MAX_ROWS = 5000
 
@@ -100,11 +100,14 @@ class _Due:
 
     def __init__(self, progress: Progress | None, deadline: float) -> None:
         self._progress, self._deadline = progress, deadline
+        self._began = time.perf_counter()
 
     def __call__(self, done: int, total: int) -> None:
         if self._progress is not None:
             self._progress(done, total)
-        if done < total and time.perf_counter() > self._deadline:
+        now = time.perf_counter()
+        end = now if done < 0.1 * total else self._began + (now - self._began) * total / done
+        if done < total and max(now, end - 0.1 * (end - now)) > self._deadline:
             raise _OutOfTimeError
 
 
@@ -216,6 +219,12 @@ class _Estimates:
             estimate = error.partial
         if self.resolution:
             estimate = by_differences(estimate, self.resolution)
+        if part == "outer" and isinstance(curvature, LossCurvature):
+            most = sum(self.processes.gather(_num_outputs(curvature)))
+            estimate = replace(
+                estimate,
+                ranges={t: (low, min(high, most)) for t, (low, high) in estimate.ranges.items()},
+            )
         return headlined(
             estimate, self.rtol or self.plan.headline, self.notes, resolution=self.resolution
         )
@@ -270,8 +279,7 @@ def _outer(
     """
     if not isinstance(curvature, LossCurvature) or not curvature.outputs_known:
         return None
-    outputs = sum(x.numel() for _, graph in curvature.graphs() for x in graph.outputs)
-    if outputs > MAX_ROWS * 1.2:
+    if _num_outputs(curvature) > MAX_ROWS * 1.2:
         return None
     operator = whole = curvature.operator("outer")
     singles = subject.one_by_one()
@@ -286,6 +294,11 @@ def _outer(
         )
     except (_OutOfTimeError, MemoryError):
         return None
+
+
+def _num_outputs(curvature: LossCurvature) -> int:
+    """Numbers in the network's outputs for all samples, which the outer part's rank is at most."""
+    return sum(x.numel() for _, graph in curvature.graphs() for x in graph.outputs)
 
 
 def _products(operator: SymmetricOperator, vectors: torch.Tensor) -> torch.Tensor:

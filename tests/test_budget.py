@@ -52,7 +52,7 @@ def test_levers_are_pulled_in_order(costs: dict[torch.dtype, Cost]) -> None:
         return make_plan(large, max_seconds=seconds, memory=64 * GIB)
 
     costs[torch.float64], costs[torch.float32] = cost(), cost(each=0.001)
-    rich, poor, poorest = plan(3000), plan(60), plan(3)
+    rich, poor, poorest = plan(3000), plan(60), plan(6)
     assert (rich.precision, rich.num_samples, rich.max_products) == ("float64", None, 1200)
     assert (poor.precision, poor.num_samples) == ("float32", None)
     assert 300 < poor.max_products < rich.max_products
@@ -62,6 +62,19 @@ def test_levers_are_pulled_in_order(costs: dict[torch.dtype, Cost]) -> None:
     assert f"on {poorest.num_samples} of 64 samples" in poorest.sentence  # never silently
     assert "on all 64 samples" in rich.sentence
     assert poorest.products("functional") == poorest.max_products // 2
+
+
+@pytest.mark.parametrize(
+    ("each", "samples", "products"),
+    [(0.001, 64, 375), (0.01, 32, 75), (0.03, 21, 38), (0.1, 8, 30), (0.5, 3, 16), (10.0, 1, 2)],
+)
+def test_samples_are_given_up_for_products_and_neither_for_the_other_alone(
+    costs: dict[torch.dtype, Cost], each: float, samples: int, products: int
+) -> None:
+    """24 seconds buy so many products: 64 on 32 samples or more, then 32 on 8 or more, then 16."""
+    costs[torch.float64] = costs[torch.float32] = cost(each=each)
+    plan = make_plan(subject(600), max_seconds=60, memory=64 * GIB)
+    assert (plan.num_samples or 64, plan.max_products) == (samples, products)
 
 
 def test_float32_is_taken_only_where_it_pays_and_is_fine_enough(

@@ -21,6 +21,8 @@ from lightning_hessrank.tolerance import COUNT_TOLERANCES, check_rtol
 
 DEFAULT_RTOL = 1e-3
 DEFAULT_PRODUCTS = 1200
+#: Products with each start vector that are worth more than another start vector.
+POWERS = 16
 
 
 class UnresolvedError(ArithmeticError):
@@ -73,7 +75,8 @@ def lanczos_rank(
     """
     begin = time.perf_counter()
     rtol = DEFAULT_RTOL if rtol is None else check_rtol(rtol)
-    num_probes = default_probes(operator) if num_probes is None else num_probes
+    if num_probes is None:
+        num_probes = default_probes(operator, max_products)
     if num_probes < 2:
         raise ValueError(
             f"num_probes must be at least 2 (a standard error needs two), got {num_probes}"
@@ -114,11 +117,17 @@ def lanczos_rank(
     return estimate
 
 
-def default_probes(operator: SymmetricOperator) -> int:
+def default_probes(operator: SymmetricOperator, max_products: int = DEFAULT_PRODUCTS) -> int:
     """How many start vectors: 8, or 4 where the operator multiplies fewer at a time.
+
+    Fewer, but 2 at least, where there are products for less than :data:`POWERS` powers of the
+    matrix otherwise, which it takes to tell the top of a spectrum.
 
     The fewer, the fewer products the top of the spectrum takes (LeNet-5 at 1e-1: 72, 48 and 36 with
     8, 4 and 2), but the less the probes say of the rest: with 2 of them an interval is 12.7
     standard errors wide, with 4 of them 3.2. Blocks cost nothing where products come in blocks.
     """
-    return 8 if operator.block_size >= 8 else 4
+    probes = 8 if operator.block_size >= 8 else 4
+    while probes > 2 and max_products < POWERS * probes:
+        probes //= 2
+    return probes

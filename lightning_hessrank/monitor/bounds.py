@@ -39,7 +39,8 @@ class Bounds:
         self._failures = failures
         self.missing = ""
         """What to say of the linear bound if there is none."""
-        self._batch_takes_too_long = False
+        self.batch_takes_too_long = False
+        """Whether a batch bound has taken too long once, so that none is sought any more."""
 
     def seek(self, subject: Subject, union: Union, max_seconds: float | None) -> None:
         """Find the linear bound within some time, unless the run has sought it already.
@@ -60,10 +61,10 @@ class Bounds:
 
         One that took too long is not sought again.
         """
-        if self._batch_takes_too_long:
+        if self.batch_takes_too_long:
             return None
         bound, error = _found(partial(reference_batch_bound, max_seconds=max_seconds), union)
-        self._batch_takes_too_long = isinstance(error, BoundOutOfTimeError)
+        self.batch_takes_too_long = isinstance(error, BoundOutOfTimeError)
         if error is not None:
             self._failures.warn_once(_without("the batch bound", error))
         return bound

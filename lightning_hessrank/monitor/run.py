@@ -44,7 +44,7 @@ from lightning_hessrank.subject.step import module_step
 from lightning_hessrank.subject.subject import Subject
 
 #: Share of the time budget that each of the bounds has in any case.
-BOUND_SHARE = 0.15
+BOUND_SHARE = 0.2
 
 
 class _Findings(NamedTuple):
@@ -204,6 +204,13 @@ class Run:
         if folder is not None and not math.isnan(measurement.total.rank):
             save_spectra(Path(folder), measurement, self._settings.name)
 
+    def _before_the_batch_bound(self) -> float | None:
+        """When the ranks are due, so that a batch bound has its share of the time."""
+        limit = self._settings.max_seconds
+        if limit is None or self._deadline is None or self._bounds.batch_takes_too_long:
+            return self._deadline
+        return self._deadline - BOUND_SHARE * limit
+
     def _left(self) -> float | None:
         """Seconds that are left for a batch bound; some, even where the rank took all."""
         if self._deadline is None:
@@ -219,7 +226,7 @@ class Run:
             check_subject(subject, self.series, self.failures, step=place.step)
             limit = self._settings.max_seconds
             self._bounds.seek(subject, union, None if limit is None else BOUND_SHARE * limit)
-            ranks = self._ranks(subject, place)
+            ranks = self._ranks(subject, place, self._before_the_batch_bound())
             batch_bound = None
             if not math.isnan(ranks.loss):
                 batch_bound = self._bounds.of_batch(union, self._left())
@@ -274,7 +281,7 @@ class Run:
             self.series.difference_rtol = ranks.total.rtol
         self.series.verified = True
 
-    def _ranks(self, subject: Subject, place: Place) -> Ranks:
+    def _ranks(self, subject: Subject, place: Place, deadline: float | None) -> Ranks:
         series, settings = self.series, self._settings
         method, rtol = series.meaning["method"], series.meaning["rtol"]
         rtol = series.difference_rtol if rtol is None else rtol
@@ -295,7 +302,7 @@ class Run:
                     announce=partial(logger.info, "%s: %s", settings.name),
                     plan=series.plan,
                     max_seconds=settings.max_seconds,
-                    deadline=self._deadline,
+                    deadline=deadline,
                 )
         except NonFiniteError as error:
             return self._not_finite(error, place, subject.num_parameters)
