@@ -163,13 +163,17 @@ class Cost:
         """Of one product."""
         return self.constant + self.each * samples
 
+    def estimate(self, products: int, samples: int) -> float:
+        """Seconds of an estimate with so many products, their reorthogonalisation included."""
+        return products * self.seconds(samples) + self.sweep * products**2
+
     def products(self, samples: int, seconds: float, memory: int) -> int:
-        """How many products, with their orthogonalisation, fit into some time and memory."""
-        product, p = self.seconds(samples), self.dim
+        """How many products of an estimate fit into some time and memory."""
+        p = self.dim
         low, high = 1, max(1, min(DEFAULT_PRODUCTS, p, int(memory / (8 * p)) - 16))
         while low < high:
             m = (low + high + 1) // 2
-            low, high = (m, high) if m * product + self.sweep * m * m <= seconds else (low, m - 1)
+            low, high = (m, high) if self.estimate(m, samples) <= seconds else (low, m - 1)
         return low
 
 
@@ -256,7 +260,7 @@ def _estimate(
             samples = max(least, samples * 2 // 3)
             products = cost.products(samples, share, memory)
     everything = samples >= cost.samples
-    seconds = 1.5 * products * cost.seconds(samples)
+    seconds = cost.estimate(products, samples) + cost.estimate(products // 2, samples)
     on = "all" if everything else f"{samples} of"
     sentence = (
         f"lanczos: at most {products:,} products ({precision}) for the total and half as many for "

@@ -30,8 +30,10 @@ from lightning_hessrank.results import PARTS, Part, RankBound, RankEstimate
 from lightning_hessrank.subject.isolation import undisturbed
 from lightning_hessrank.subject.subject import Subject
 
-#: Shares of the budget at whose ends the outer part, the total and the functional part are due.
-DUE = {"outer": 0.35, "total": 0.8, "functional": 1.0}
+#: Share of the budget at whose end the outer part's smaller matrix is due, and those of estimates
+#: that follow. Estimated, the outer part comes before the functional one: it is what is left then.
+SMALLER_DUE = 0.35
+DUE: dict[Part, float] = {"total": 0.7, "outer": 0.85, "functional": 1.0}
 #: Rows of the outer part's smaller matrix that are tried.
 MAX_ROWS = 5000
 
@@ -154,14 +156,14 @@ def estimates(
         resolution = resolution_of(curvature, processes)
         rtol = rtol if rtol is None else resolved(rtol, resolution)
         if "outer" in wanted and processes.count == 1:
-            outer = _outer(subject, curvature, rtol, progress, due("outer"))
+            outer = _outer(subject, curvature, rtol, progress, began + SMALLER_DUE * left)
             found |= {} if outer is None else {"outer": outer}
         part_estimates = _Estimates(plan, rtol, resolution, processes, seed, progress, notes)
         if plan.dtype == subject.dtype:
-            for part in [x for x in ("total", "functional", "outer") if x in wanted]:
+            for part in [x for x in DUE if x in wanted]:
                 if part not in found:
                     found[part] = part_estimates(curvature, part, due(part))
-    missing = [x for x in ("total", "functional", "outer") if x in wanted and x not in found]
+    missing = [x for x in DUE if x in wanted and x not in found]
     if missing:
         single = subject.in_precision(plan.dtype)
         try:

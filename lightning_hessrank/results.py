@@ -132,12 +132,12 @@ class RankEstimate:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % confidence interval of the rank, within ``[0, num_parameters]``.
+        """95 % confidence interval of the rank, within the range that it certainly lies in.
 
         Student's t over the probes, or the normal quantile where their number is not known; of
         width zero where the count is exact, nan where the rank is.
         """
-        return self._within(self.rank, self.std_error)
+        return self._within(self.rank, self.std_error, self.rtol)
 
     def interval_at(self, rtol: float) -> tuple[float, float]:
         """What is known of the count at one of the tolerances of ``counts`` or ``ranges``.
@@ -145,15 +145,17 @@ class RankEstimate:
         The 95 % interval of an estimate, else the range that the count certainly lies in.
         """
         if rtol in self.counts:
-            return self._within(self.counts[rtol], self.count_errors.get(rtol, 0.0))
+            return self._within(self.counts[rtol], self.count_errors.get(rtol, 0.0), rtol)
         low, high = self.range_at(rtol)
         return float(low), float(high)
 
-    def _within(self, count: float, std_error: float) -> tuple[float, float]:
-        if math.isnan(count):
-            return math.nan, math.nan
-        margin = t_quantile(self.num_probes) * std_error if std_error else 0.0
-        return max(count - margin, 0.0), min(count + margin, float(self.num_parameters))
+    def _within(self, count: float, std_error: float, rtol: float) -> tuple[float, float]:
+        if math.isnan(count) or not std_error:
+            return float(count), float(count)
+        least, most = self.ranges.get(rtol, (0, self.num_parameters))
+        margin = t_quantile(self.num_probes) * std_error
+        low = max(count - margin, float(least))
+        return low, max(min(count + margin, float(most)), low)
 
     def effective_dimension(self, alpha: float) -> Measured:
         """Return ``Σ |λ| / (|λ| + α)``: see :mod:`lightning_hessrank.spectrum`, as for the others.

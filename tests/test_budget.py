@@ -64,6 +64,16 @@ def test_levers_are_pulled_in_order(costs: dict[torch.dtype, Cost]) -> None:
     assert poorest.products("functional") == poorest.max_products // 2
 
 
+def test_the_time_that_is_said_has_the_reorthogonalisation_in_it(
+    costs: dict[torch.dtype, Cost],
+) -> None:
+    """Products that cost next to nothing, of a basis that costs 1e-3 s times its size squared."""
+    costs[torch.float64] = cost(each=1e-9, sweep=1e-3)
+    plan = make_plan(subject(600), max_seconds=60, memory=64 * GIB)
+    assert plan.max_products == 154  # 24 s
+    assert plan.seconds == pytest.approx(1e-3 * (154**2 + 77**2), rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("each", "samples", "products"),
     [(0.001, 64, 375), (0.01, 32, 75), (0.03, 21, 38), (0.1, 8, 30), (0.5, 3, 16), (10.0, 1, 2)],
