@@ -24,6 +24,7 @@ from lightning_hessrank.measure import measure
 from lightning_hessrank.network.batches import batch_size, list_tensors
 from lightning_hessrank.network.losses import LossCallable, loss_function, loss_kind
 from lightning_hessrank.network.pairs import as_pairs, call
+from lightning_hessrank.network.shifts import kind_of
 from lightning_hessrank.results import (
     PARTS,
     BoundNotAvailableError,
@@ -166,7 +167,9 @@ def rank_bound(
         model: any module; its mode (training or evaluation) is respected.
         example_input: one batch as ``model`` takes it: a tensor, a tuple of positional or a dict of
             keyword arguments, samples in the first dimension. Only shapes and dtypes matter.
-        loss: ``"mse"``, ``"cross_entropy"``, or a loss module or function of ``torch.nn``.
+        loss: ``"mse"``, ``"cross_entropy"``, a loss module or function of ``torch.nn``, or any
+            ``loss(outputs, targets)``, for which is found by trying whether it sees only
+            differences of a sample's outputs, as a softmax does.
         data: inputs whose span and number limit the bound: a batch like ``example_input``, or an
             iterable of such batches or of ``(inputs, targets)`` pairs. ``None``: any data.
         input_rank: rank of the uncentred input covariance, where it is known without data.
@@ -179,7 +182,7 @@ def rank_bound(
     Raises:
         BoundNotAvailableError: the network has no multilinear surrogate, or ``kind`` does not
             apply to it; the message names the layer and the reason.
-        TypeError: ``model`` is not a module, or ``loss`` is not recognised.
+        TypeError: ``model`` is not a module, or ``loss`` is neither recognised nor gives a loss.
         ValueError: no trainable parameters, or arguments that contradict each other.
 
     Example:
@@ -190,7 +193,8 @@ def rank_bound(
         (36, 59, True)
     """
     check_model(model)
-    known = loss_kind(loss)
+    if not callable(loss):
+        loss = loss_kind(loss)  # says what there is, before anything is copied
     copy = IsolatedModule(model)
 
     def run(batch: Any) -> tuple[Tensor, ...]:
@@ -202,6 +206,7 @@ def rank_bound(
             tensors = [x for x in list_tensors(example) if x.ndim]
             size = batch_size(example) if tensors and len(tensors[0]) else 0
             network = network_of(run, example, size, copy.parameters)
+            known = kind_of(loss, run(example))
             given = None if data is None else _inputs_of(data, example_input, network.inputs)
             return linear_bound(network, known, data=given, input_rank=input_rank, kind=kind)
     finally:

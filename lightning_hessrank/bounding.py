@@ -13,8 +13,9 @@ from lightning_hessrank.bounds.linear import linear_bound
 from lightning_hessrank.bounds.live_bound import LiveKind, live_bound
 from lightning_hessrank.network.batches import list_tensors, map_tensors
 from lightning_hessrank.network.function import Network
-from lightning_hessrank.network.losses import LossKind, ignores_shifts, known_loss
+from lightning_hessrank.network.losses import LossKind, known_loss
 from lightning_hessrank.network.patience import OutOfTimeError, Within
+from lightning_hessrank.network.shifts import ignores_shifts
 from lightning_hessrank.results import BoundNotAvailableError, RankBound
 from lightning_hessrank.subject.isolation import undisturbed
 from lightning_hessrank.subject.output import RecognisedOutput

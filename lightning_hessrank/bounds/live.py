@@ -18,8 +18,8 @@ from lightning_hessrank.bounds.inputs import matrix_rank
 from lightning_hessrank.network.autograd import graph_edges, pull_back_somehow
 from lightning_hessrank.network.function import Evaluation, layer_name
 from lightning_hessrank.network.gate import closed_gates
-from lightning_hessrank.network.losses import ignores_shifts
 from lightning_hessrank.network.recorder import LayerRecorder, RecordedUse
+from lightning_hessrank.network.shifts import ignores_shifts
 from lightning_hessrank.results import PARTS, BoundNotAvailableError, NonFiniteError, Part
 
 #: Relative disagreement of gradients beyond which a use must have been missed.

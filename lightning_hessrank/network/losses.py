@@ -12,17 +12,13 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function
-
-#: Relative size of the gradient along a shift of all channels that passes for zero.
-SHIFT_TOLERANCE = 1e-10
 
 LossCallable = Callable[[Any, Any], Any]
 """``loss_fn(outputs, targets)``."""
@@ -256,28 +252,3 @@ def loss_function(loss: object) -> LossCallable:
     if row.takes == "pair":
         return call
     return lambda outputs, targets: call(*row.arguments(outputs, targets))
-
-
-def ignores_shifts(
-    loss: Tensor, output: Tensor, dim: int, parameters: Mapping[str, Tensor]
-) -> bool:
-    """Whether the whole loss sees only differences of an output along ``dim``.
-
-    A softmax behind it promises that, unless another part of the loss sees the output as well; then
-    the gradient along a common shift is not zero, or not at other weights.
-    """
-    (signal,) = torch.autograd.grad(loss, output, create_graph=True)
-    along = signal.sum(dim)
-    sizes = [float(g.detach().abs().max()) for g in (along, signal)]
-    if sizes[0] > SHIFT_TOLERANCE * sizes[1]:
-        return False
-    if not signal.requires_grad:
-        return True
-    generator = torch.Generator().manual_seed(0)
-    mixed = torch.randn(signal.shape, generator=generator, dtype=torch.float64).to(signal)
-    at = [output, *parameters.values()]
-    sizes = []
-    for scalar in ((along * mixed.select(dim, 0)).sum(), (signal * mixed).sum()):
-        grads = torch.autograd.grad(scalar, at, retain_graph=True, allow_unused=True)
-        sizes.append(max(float(g.abs().max()) for g in grads if g is not None))
-    return sizes[0] <= SHIFT_TOLERANCE * sizes[1]
