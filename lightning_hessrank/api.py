@@ -205,7 +205,7 @@ def rank_bound(
             example = copy.cast(example_input)
             tensors = [x for x in list_tensors(example) if x.ndim]
             size = batch_size(example) if tensors and len(tensors[0]) else 0
-            network = network_of(run, example, size, copy.parameters)
+            network = network_of(run, example, size, copy.parameters, is_all=data is example_input)
             known = kind_of(loss, run(example))
             given = None if data is None else _inputs_of(data, example_input, network.inputs)
             return linear_bound(network, known, data=given, input_rank=input_rank, kind=kind)

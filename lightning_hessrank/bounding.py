@@ -47,6 +47,8 @@ def network_of(
     size: int,
     parameters: Mapping[str, Tensor],
     chosen: Sequence[int] | None = None,
+    *,
+    is_all: bool = False,
 ) -> Network:
     """See whatever runs on a batch as a function of the floating tensors in it.
 
@@ -57,6 +59,7 @@ def network_of(
         parameters: trainable ones by name, as ``run`` uses them.
         chosen: numbers of the floating tensors that are inputs; ``None``: all. The others, targets
             and weights of samples, keep their values.
+        is_all: whether these are all the data that there are.
     """
     found = floating(template)
     chosen = range(len(found)) if chosen is None else chosen
@@ -65,7 +68,27 @@ def network_of(
         exchanged = {id(found[i]): x for i, x in zip(chosen, inputs, strict=True)}
         return run(_substitute(template, size, len(inputs[0]) if inputs else size, exchanged))
 
-    return Network(forward, tuple(found[i] for i in chosen), parameters)
+    inputs = tuple(found[i] for i in chosen)
+    return Network(forward, inputs, parameters, lambda: not is_all and _reads(run, template))
+
+
+def _reads(run: Callable[[Any], tuple[Tensor, ...]], template: Any) -> bool:
+    """Whether the outputs depend on integers in a batch, found by exchanging these."""
+    integers = [x for x in list_tensors(template) if x.ndim and not x.is_floating_point()]
+    before = run(template)
+    for x in integers:
+        for other in (torch.zeros_like(x), x.roll(1, 0), x.roll(1, -1), x.add(1)):
+
+            def exchanged(y: Tensor, x: Tensor = x, other: Tensor = other) -> Tensor:
+                return other if y is x else y
+
+            try:
+                after = run(map_tensors(template, exchanged))
+            except (IndexError, RuntimeError):  # there is no such token or label
+                continue
+            if any(not torch.equal(f, g) for f, g in zip(before, after, strict=True)):
+                return True
+    return False
 
 
 def bound_inputs(subject: Subject) -> BoundInputs:
@@ -101,7 +124,14 @@ def bound_inputs(subject: Subject) -> BoundInputs:
 
     chosen = _inputs_of(run, template, subject)
     return BoundInputs(
-        network_of(run, template, subject.sizes[0], subject.parameters, chosen),
+        network_of(
+            run,
+            template,
+            subject.sizes[0],
+            subject.parameters,
+            chosen,
+            is_all=len(subject.batches) == 1,
+        ),
         _loss_kind(result, subject.parameters),
         tuple(torch.cat([column[i] for column in columns]) for i in chosen),
     )

@@ -63,6 +63,11 @@ def analytic_bound(
         BoundNotAvailableError: the network is not analytic, too large, or draws do not agree; the
             message says which.
     """
+    if network.fixes_integers():
+        raise BoundNotAvailableError(
+            "the generic rank of the network itself is that for the integers (tokens) of a batch, "
+            "and other data may have others (batch_bound holds for all that it is given)"
+        )
     p = sum(x.numel() for x in network.parameters.values())
     if p > MAX_PARAMETERS:
         raise BoundNotAvailableError(

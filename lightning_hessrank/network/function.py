@@ -33,6 +33,9 @@ class Network:
     """Floating tensors, samples in the first dimension. The outputs may ignore some of them."""
     parameters: Mapping[str, Tensor]
     """Trainable parameters by qualified name, as ``forward`` uses them."""
+    fixes_integers: Callable[[], bool] = lambda: False
+    """Whether the outputs depend on integers (tokens) that ``forward`` holds fixed, though the data
+    have others."""
 
 
 def layer_name(parameter: str) -> str:

@@ -8,7 +8,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightning_hessrank.api import rank_bound
+from lightning_hessrank.bounding import reference_bound
 from lightning_hessrank.results import BoundNotAvailableError
+from lightning_hessrank.subject.step import model_step
+from lightning_hessrank.subject.subject import Subject
 from tests.nonlinear import Attention, Gated
 from tests.oracles import exact_ranks
 
@@ -98,3 +101,50 @@ def test_what_is_not_analytic_is_said() -> None:
 def test_a_network_that_is_too_large_has_the_line_of_its_surrogate() -> None:
     model = nn.Sequential(nn.Linear(4, 100), nn.Tanh(), nn.Linear(100, 3))
     assert not rank_bound(model, torch.randn(2, 4), kind="generic").is_theorem
+
+
+class Tokens(nn.Module):
+    """Scaled embeddings of tokens, through a smooth unit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(4, 3)
+        self.place = nn.Parameter(torch.randn(2, 3))
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, tokens: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        hidden = self.embed(tokens) * scale[:, :, None] + self.place
+        return self.head(hidden.softmax(2).mean(1))
+
+
+@pytest.mark.usefixtures("double_precision")
+def test_the_rank_for_the_tokens_of_one_batch_is_no_bound_for_others() -> None:
+    model, scale, y = Tokens(), torch.randn(6, 2), torch.randn(6, 2)
+    first = torch.zeros(6, 2, dtype=torch.long), scale
+    others = torch.randint(4, (6, 2)), scale
+
+    class Given(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, scale: torch.Tensor) -> torch.Tensor:
+            return self.model(others[0], scale)
+
+    bound = rank_bound(model, first, data=first, kind="generic")
+    assert bound.is_theorem  # for these
+    assert exact_ranks(Given(), scale, F.mse_loss, y)["total"] > bound.total
+    for options in ({}, {"data": others}, {"data": [first, others]}):
+        with pytest.raises(BoundNotAvailableError, match=r"integers \(tokens\) of a batch"):
+            rank_bound(model, first, kind="generic", **options)
+
+
+@pytest.mark.usefixtures("double_precision")
+def test_integers_that_the_outputs_do_not_depend_on_are_no_obstacle() -> None:
+    """Labels, in the step that the monitor bounds on several batches."""
+    model = Attention()
+    batches = [(torch.randn(3, 4, 4), torch.randint(3, (3,))) for _ in range(2)]
+    subject = Subject(model, batches, model_step(F.cross_entropy))
+    bound = reference_bound(subject)
+    assert (bound.kind, bound.is_theorem) == ("generic", True)
+    subject.release()
