@@ -523,6 +523,31 @@ class Measurement:
                 found["beyond_edge"] = self.total.count_beyond(2 / rate)
         return found
 
+    @property
+    def limited_by(self) -> str | None:
+        """At which of its limits an exact rank stands; ``None`` where it is below all of them.
+
+        A loss sees ``K'`` outputs of each of ``N`` samples, so that the outer-product Hessian has
+        no more than ``N K'`` directions: the rank of a small batch is often that of the batch, and
+        says nothing of the network.
+        """
+        total, bound, batch_bound = self.total, self.bound, self.batch_bound
+        if total.std_error or math.isnan(total.rank):
+            return None
+        if total.rank == total.num_parameters:
+            return "the number of parameters"
+        if bound is not None and bound.is_theorem and total.rank == bound.total:
+            return f"the bound {bound.total} (theorem)"
+        samples, outputs = self.num_samples, None if bound is None else bound.outputs
+        if self.outer is not None and samples is not None and outputs is not None:
+            seen = samples * outputs
+            if self.outer.rank == seen:
+                text = f"{samples} samples × {outputs} outputs = {seen}"
+                return f"the data, in its outer-product part: {text}"
+        if batch_bound is not None and total.rank == batch_bound.total:
+            return f"the batch bound {batch_bound.total}"
+        return None
+
     def record(self) -> dict[str, Any]:
         """Return the plain dict kept in ``monitor.history``: builtin types only."""
         total, bound = self.total, self.bound
@@ -543,7 +568,11 @@ class Measurement:
             "overhead": self.overhead,
             "skipped": self.skipped,
         }
-        optional = {"num_samples": self.num_samples, "module_mode": self.module_mode}
+        optional = {
+            "num_samples": self.num_samples,
+            "module_mode": self.module_mode,
+            "limited_by": self.limited_by,
+        }
         record |= {key: value for key, value in optional.items() if value is not None}
         if self.warnings:
             record["warnings"] = list(self.warnings)

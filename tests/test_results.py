@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -76,3 +77,42 @@ def test_what_is_known_of_each_count() -> None:
     assert estimate.interval_at(1e-3) == (31.0, 100.0)
     record = Measurement(step=0, epoch=0, total=estimate).record()
     assert record["ranges"] == {1e-2: estimate.interval, 1e-3: (31.0, 100.0)}
+
+
+def _estimate(rank: float, part: Any = "total", **facts: Any) -> RankEstimate:
+    given = {"std_error": 0.0, "rtol": 1e-3, "tolerance": 1e-3, "gap": None, "method": "dense"}
+    given |= {"num_parameters": 100, "num_products": 0, "seconds": 0.0, "part": part}
+    return RankEstimate(rank=rank, **{**given, **facts})
+
+
+def _bound(total: int, **facts: Any) -> RankBound:
+    given = {"kind": "patch", "is_theorem": False, "reason": "", "outputs": 3}
+    return RankBound(total, 60, 60, (), 100, **{**given, **facts})
+
+
+PLAIN = Measurement(
+    0, 0, _estimate(70), outer=_estimate(48, "outer"), bound=_bound(90), num_samples=20
+)
+
+
+@pytest.mark.parametrize(
+    ("measurement", "words"),
+    [
+        (PLAIN, None),
+        (replace(PLAIN, total=_estimate(100)), "the number of parameters"),
+        (replace(PLAIN, bound=_bound(70, is_theorem=True)), "the bound 70 (theorem)"),
+        (replace(PLAIN, bound=_bound(70)), None),  # of a reference line it is no limit
+        (
+            replace(PLAIN, num_samples=16),
+            "the data, in its outer-product part: 16 samples × 3 outputs = 48",
+        ),
+        (replace(PLAIN, num_samples=None), None),
+        (replace(PLAIN, batch_bound=_bound(70)), "the batch bound 70"),
+        (replace(PLAIN, total=_estimate(math.nan), num_samples=16), None),
+        (replace(PLAIN, total=_estimate(100.0, std_error=2.0), num_samples=16), None),
+        (replace(PLAIN, outer=None, bound=None, num_samples=16), None),
+    ],
+)
+def test_the_limit_is_named(measurement: Measurement, words: str | None) -> None:
+    assert measurement.limited_by == words
+    assert measurement.record().get("limited_by") == words

@@ -9,7 +9,6 @@ from lightning_hessrank.budget import Plan
 from lightning_hessrank.dashboard.tab.records import ABOUT, DETAIL, texts_of
 from lightning_hessrank.monitor.clock import Clock
 from lightning_hessrank.monitor.form import Form
-from lightning_hessrank.monitor.limits import limited_by
 from lightning_hessrank.monitor.reference import ReferenceData
 from lightning_hessrank.processes import Processes
 from lightning_hessrank.results import Measurement, RankBound
@@ -61,9 +60,7 @@ class Series:
     def record(self, measurement: Measurement) -> dict[str, Any]:
         """Return what the history is to hold of a measurement, with the data behind it."""
         assert self.reference is not None
-        record = {**measurement.record(), "reference": self.reference.fingerprint[:16]}
-        limit = limited_by(measurement, self.reference.num_samples)
-        return record if limit is None else {**record, "limited_by": limit}
+        return {**measurement.record(), "reference": self.reference.fingerprint[:16]}
 
     def details_with(self, measurement: Measurement) -> list[dict[str, Any]]:
         """Return the details so far and those of a measurement, where it has any."""
