@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 
 from lightning_hessrank import HessianRankMonitor, measure
@@ -68,7 +69,7 @@ class Findings(pl.Callback):
     ) -> None:
         self.out, self.monitors, self.said = out, monitors, said
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         trainer.save_checkpoint(f"{self.out}.ckpt")
         found = {
             "histories": [x.history for x in self.monitors],
@@ -131,11 +132,18 @@ def train(out: str, mode: str, said: list[warnings.WarningMessage]) -> None:
     if mode == "budget":  # the first process can afford every measurement, the second none
         projected = float(os.environ.get("LOCAL_RANK", "0"))
         Clock.projected_overhead = lambda self: projected  # type: ignore[method-assign]
+    callbacks = [*monitors, Findings(f"{out}.{mode}", monitors, said)]
+    if mode == "spawn":  # what a spawned process knows at the end is in its checkpoints only
+        callbacks.append(ModelCheckpoint(f"{out}.checkpoints"))
     trainer = pl.Trainer(
-        **{**QUIET, "max_epochs": 3 if mode == "failing" else 2},
+        **{
+            **QUIET,
+            "max_epochs": 3 if mode == "failing" else 2,
+            "enable_checkpointing": mode == "spawn",
+        },
         strategy="ddp_spawn" if mode == "spawn" else "ddp",
         devices=2,
-        callbacks=[*monitors, Findings(f"{out}.{mode}", monitors, said)],
+        callbacks=callbacks,
     )
     loader = DataLoader(dataset(SAMPLES), batch_size=BATCH)
     with failures_on_second_process() if mode == "failing" else nullcontext():

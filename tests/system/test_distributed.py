@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -29,7 +30,8 @@ ROOT = Path(__file__).parents[2]
 LAUNCHED = ("plain", "failing", "isolated", "alone", "budget", "sketch")
 
 
-def launch(out: Path, *modes: str) -> None:
+def launch(out: Path, *modes: str) -> str:
+    """Run these modes; return what was printed."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.system.ddp_run", str(out), *modes],
         cwd=ROOT,
@@ -40,13 +42,14 @@ def launch(out: Path, *modes: str) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("ddp") / "run"
     launch(path, *LAUNCHED)
-    launch(path, "spawn")
+    Path(f"{path}.spawn.printed").write_text(launch(path, "spawn"), "utf-8")
     return path
 
 
@@ -82,6 +85,18 @@ def test_every_process_has_the_same_history(out: Path, mode: str) -> None:
     for key in ("step", "rank", "tolerance", "loss", "reference"):
         assert [record[key] for record in ours] == [record[key] for record in theirs]
     assert first["metrics"]["hessian/rank"] == second["metrics"]["hessian/rank"]
+
+
+@pytest.mark.slow
+def test_spawned_processes_say_where_their_history_is(out: Path) -> None:
+    printed = Path(f"{out}.spawn.printed").read_text("utf-8")
+    (said,) = [line for line in printed.splitlines() if "The strategy spawned" in line]
+    assert said.startswith("hessian: rank 10 of 15 parameters; bound 10 (theorem)")
+    path, key = re.findall(
+        r"see torch\.load\('(.+)'\)\['callbacks'\]\[\"(.+)\"\]\['history'\]", said
+    )[0]
+    kept = torch.load(path, weights_only=True)["callbacks"][key]["history"]
+    assert kept == findings(out, "spawn")[0]["histories"][0]
 
 
 @pytest.mark.slow

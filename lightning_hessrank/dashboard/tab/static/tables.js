@@ -49,6 +49,7 @@
     ["tolerance", (run, r) => hr.toleranceWords(r)],
     ["data", (run, r) => (known(r.num_samples) ? `${number(r.num_samples)} samples` : "–")],
     ["mode", (run, r) => r.module_mode || "–"],
+    ["stands at", (run, r) => r.limited_by || "–"],
     ["arithmetic", (run, r) => r.dtype || "–"],
     ["derivatives", (run, r) => products(r)],
     ["one takes", (run, r) => seconds(r.seconds)],
