@@ -21,11 +21,8 @@ _PLAIN: dict[str, Any] = {
     "pretty_exceptions_enable": False,
 }
 
-#: Not the parser's own errors, which it prints itself.
-_FAULTS = (
-    *(RuntimeError, OSError, ArithmeticError, AttributeError, LookupError, MemoryError),
-    *(TypeError, ValueError),
-)
+#: The parser's own errors, which it prints itself. Their base is click's, or Typer's copy of it.
+_PARSERS_OWN = tuple(x for x in typer.BadParameter.__mro__ if x.__name__ == "ClickException")
 
 
 class Commands(TyperGroup):
@@ -61,9 +58,9 @@ class Commands(TyperGroup):
         """Run a command; whatever escapes it is one line too, never a traceback."""
         try:
             return super().invoke(ctx)
-        except (typer.Exit, typer.Abort, BrokenPipeError):  # no errors of ours
+        except (typer.Exit, typer.Abort, BrokenPipeError, *_PARSERS_OWN):  # no errors of ours
             raise
-        except _FAULTS as error:
+        except Exception as error:
             from lightning_hessrank.cli.parameters import fail, told
 
             fail(told(error))

@@ -11,14 +11,13 @@ import typer
 
 from lightning_hessrank.api import rank_bound
 from lightning_hessrank.cli.data import reference_batches
+from lightning_hessrank.cli.options import Loss, Model, input_option, named_option
 from lightning_hessrank.cli.parameters import (
     Format,
-    Model,
     build_module,
     fail,
     find_loss,
     parse_input,
-    parse_spec,
     told,
 )
 from lightning_hessrank.cli.spec import Spec
@@ -41,31 +40,23 @@ def bound(
     *,
     inputs: Annotated[
         list[str] | None,
-        typer.Option(
-            "--input",
-            "-i",
-            metavar="SHAPE",
-            show_default=False,
-            help="Shape of one sample, without the batch dimension: 3,32,32; of tokens with their "
+        input_option(
+            "Shape of one sample, without the batch dimension: 3,32,32; of tokens with their "
             "type, 16:int64. Once for each input. Default: that of DATA.",
         ),
     ] = None,
     data: Annotated[
         Spec | None,
-        typer.Option(
-            parser=parse_spec,
-            metavar="DATA",
-            show_default=False,
-            help="Data that the bound holds for, named as for `hessrank measure`. Default: any.",
+        named_option(
+            "--data",
+            "DATA",
+            "Data that the bound holds for, named as for `hessrank measure`. Default: any.",
         ),
     ] = None,
     max_samples: Annotated[
         int, typer.Option(min=1, help="Use at most so many samples of DATA.")
     ] = 512,
-    loss: Annotated[
-        str,
-        typer.Option(metavar="LOSS", help="mse, cross_entropy, or package.module:name of a loss."),
-    ] = "mse",
+    loss: Loss = "mse",
     input_rank: Annotated[
         int | None,
         typer.Option(

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_hessrank.api import hessian_rank, rank_bound
-from lightning_hessrank.cli.parameters import build_module
+from lightning_hessrank.cli.parameters import build_module, told
 from lightning_hessrank.cli.spec import Spec
 from lightning_hessrank.dashboard.figures.growth import Growth, root_fit
+from lightning_hessrank.network.batches import batch_size
 from lightning_hessrank.network.losses import loss_kind
 from lightning_hessrank.results import BoundNotAvailableError, RankBound, RankEstimate
 
@@ -37,7 +38,7 @@ SKETCH_SHARE, SKETCH_FROM = 0.6, 3000
 MAX_SAMPLES = 512
 COLUMNS = (
     *("parameters", "rank", "bound", "bound_kind", "bound_is_theorem", "root_fit"),
-    *("method", "rtol", "gap"),
+    *("method", "rtol", "gap", "samples"),
 )
 
 
@@ -59,6 +60,8 @@ class Row:
     values: tuple[Any, ...]
     estimate: RankEstimate
     bound: RankBound | None
+    num_samples: int
+    """That it was measured on, and that the bound holds for."""
 
     @property
     def growth(self) -> Growth:
@@ -102,11 +105,11 @@ class Family:
             try:
                 pairs = self.source(network)
                 bound = linear_bound_of(network, pairs, self.loss)
-                row = Row(values, self._rank(network, pairs, bound), bound)
-            except (RuntimeError, TypeError, ValueError, IndexError, MemoryError) as error:
+                samples = sum(batch_size(pair) for pair in pairs)
+                row = Row(values, self._rank(network, pairs, bound), bound, samples)
+            except Exception as error:  # the user's own forward may raise anything
                 where = ", ".join(f"{name}={value!r}" for name, value in chosen.items())
-                reason = (str(error) or type(error).__name__).splitlines()[0]
-                raise MeasurementError(f"{self.model.text} with {where}: {reason}") from error
+                raise MeasurementError(f"{self.model.text} with {where}: {told(error)}") from error
             yield row
 
     def _build(self, chosen: dict[str, Any]) -> nn.Module:
@@ -210,4 +213,5 @@ def cells(row: Row) -> list[Any]:
         estimate.method,
         f"{estimate.rtol:.3g}",
         "" if estimate.gap is None else f"{estimate.gap:.3g}",
+        row.num_samples,
     ]

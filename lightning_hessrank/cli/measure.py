@@ -13,12 +13,11 @@ from rich.progress import Progress
 from lightning_hessrank.cli.checkpoints import Checkpoint, CheckpointError, find_checkpoints
 from lightning_hessrank.cli.data import reference_data
 from lightning_hessrank.cli.history import history_table
+from lightning_hessrank.cli.options import Model, named_option, output_option
 from lightning_hessrank.cli.parameters import (
-    Model,
     fail,
     parse_method,
     parse_rtol,
-    parse_spec,
     told,
     warnings_as_lines,
 )
@@ -52,11 +51,10 @@ def measure(
     ],
     data: Annotated[
         Spec | None,
-        typer.Option(
-            parser=parse_spec,
-            metavar="DATA",
-            show_default=False,
-            help="Other reference data than the run's own, named like MODEL: a LightningDataModule "
+        named_option(
+            "--data",
+            "DATA",
+            "Other reference data than the run's own, named like MODEL: a LightningDataModule "
             "(its training data), a DataLoader, or one batch as training_step takes it.",
         ),
     ] = None,
@@ -68,11 +66,10 @@ def measure(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR",
-            file_okay=False,
+        output_option(
+            "Where TensorBoard's files and measurements.csv go. Default: hessrank in the folder "
+            "of the checkpoints.",
             show_default=False,
-            help="Where TensorBoard's files and measurements.csv go. Default: DIR/hessrank.",
         ),
     ] = None,
     method: Annotated[
@@ -96,11 +93,10 @@ def measure(
     ] = None,
     loss_fn: Annotated[
         Spec | None,
-        typer.Option(
-            parser=parse_spec,
-            metavar="NAME",
-            show_default=False,
-            help="loss_fn(module, batch) -> scalar, named like MODEL. Default: training_step.",
+        named_option(
+            "--loss-fn",
+            "NAME",
+            "loss_fn(module, batch) -> scalar, named like MODEL. Default: training_step.",
         ),
     ] = None,
     layers: Annotated[

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 import torch
 import typer
@@ -100,19 +100,6 @@ def parse_input(text: str) -> Tensor:
             param_hint="'--input'",
         )
     return torch.zeros(1, *parse_shape(shape), dtype=dtype)
-
-
-Model = Annotated[
-    Spec,
-    typer.Argument(
-        parser=parse_spec,
-        metavar="MODEL",
-        show_default=False,
-        help="What builds the network: package.module:Net, path/to/file.py:Net, or, in quotes, "
-        "with arguments: 'torchvision.models:resnet18(num_classes=10)'. A class, a function that "
-        "returns a module, or a module.",
-    ),
-]
 
 
 def build_module(spec: Spec, hint: str = "'MODEL'", **defaults: Any) -> nn.Module:

@@ -23,18 +23,22 @@ from lightning_hessrank.cli.family import (
     gaussian,
     write_rows,
 )
+from lightning_hessrank.cli.options import Loss, Model, input_option, named_option, output_option
 from lightning_hessrank.cli.parameters import (
-    Model,
     fail,
     find_loss,
     parse_shape,
-    parse_spec,
+    user_code,
     warnings_as_lines,
 )
-from lightning_hessrank.cli.spec import Spec, SpecError
+from lightning_hessrank.cli.spec import Spec
 from lightning_hessrank.dashboard.figures import png
 from lightning_hessrank.dashboard.figures.growth import growth_figure, root_fit
 from lightning_hessrank.network.pairs import as_pairs
+from lightning_hessrank.results import validity
+
+#: What every rank in the table is.
+_MEANING = "rank: number of eigenvalues beyond p·eps·max|λ| (machine precision of float64), exact"
 
 
 class Exact(str, enum.Enum):
@@ -58,21 +62,16 @@ def sweep(
     ],
     inputs: Annotated[
         str | None,
-        typer.Option(
-            "--input",
-            "-i",
-            metavar="SHAPE",
-            show_default=False,
-            help="Shape of one sample, without the batch dimension: 3,32,32, for Gaussian data.",
+        input_option(
+            "Shape of one sample, without the batch dimension: 3,32,32, for Gaussian data."
         ),
     ] = None,
     data: Annotated[
         Spec | None,
-        typer.Option(
-            parser=parse_spec,
-            metavar="DATA",
-            show_default=False,
-            help="Data instead of Gaussian ones, named like MODEL: an (inputs, targets) pair, or "
+        named_option(
+            "--data",
+            "DATA",
+            "Data instead of Gaussian ones, named like MODEL: an (inputs, targets) pair, or "
             "several batches of such.",
         ),
     ] = None,
@@ -85,25 +84,13 @@ def sweep(
             f"{MAX_SAMPLES}.",
         ),
     ] = None,
-    loss: Annotated[
-        str,
-        typer.Option(metavar="LOSS", help="mse, cross_entropy, or package.module:name of a loss."),
-    ] = "mse",
+    loss: Loss = "mse",
     method: Annotated[
         Exact,
         typer.Option(help="exact: dense, or sketch for large networks far below their theorem."),
     ] = Exact.exact,
     seed: Annotated[int, typer.Option(help="Of weights, data and probes.")] = 0,
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="DIR",
-            file_okay=False,
-            help="Where sweep.csv and sweep.png go.",
-        ),
-    ] = Path(),
+    output: Annotated[Path, output_option("Where sweep.csv and sweep.png go.")] = Path(),
 ) -> None:
     """Measure exact rank and bound over a family of networks, and fit √p to them.
 
@@ -150,7 +137,9 @@ def sweep(
     except KeyboardInterrupt:
         typer.echo(f"\ninterrupted; {output / 'sweep.csv'} has what was measured", err=True)
         raise typer.Exit(130) from None
-    typer.echo(f"\n{_title(rows)}\n{output / 'sweep.csv'}\n{output / 'sweep.png'}")
+    typer.echo(
+        f"\n{_MEANING}; loss {loss}\n{_title(rows)}\n{output / 'sweep.csv'}\n{output / 'sweep.png'}"
+    )
     if any(math.isnan(row.estimate.rank) for row in rows):
         fail("a loss or its Hessian was not finite")
 
@@ -230,9 +219,11 @@ def _parameters(model: Spec) -> list[str] | None:
 
 
 def _given(data: Spec) -> Pairs:
+    with user_code(f"building {data.text!r}", "'--data'"):
+        built = data.build()
     try:
-        return as_pairs(data.build())
-    except (SpecError, TypeError, ValueError) as error:
+        return as_pairs(built)
+    except (TypeError, ValueError) as error:
         raise typer.BadParameter(str(error), param_hint="'--data'") from error
 
 
@@ -242,13 +233,15 @@ def _print_row(varied: Sequence[Varied], row: Row, *, first: bool) -> None:
     if first:
         names = [f"{v.name:>{w}}" for v, w in zip(varied, widths, strict=True)]
         head = (f"{'parameters':>10}", f"{'rank':>8}", f"{'bound':>8}", "method", f"{'gap':>8}")
-        typer.echo("  ".join([*names, *head]))
+        typer.echo("  ".join([*names, *head, "samples", "the bound is"]))
     values = [f"{x!s:>{w}}" for x, w in zip(row.values, widths, strict=True)]
     estimate = row.estimate
     bound = "-" if row.bound is None else f"{row.bound.total:,}"
     gap = "-" if estimate.gap is None else f"{estimate.gap:.0e}"
     rest = (f"{estimate.num_parameters:>10,}", f"{estimate.rank:>8,}", f"{bound:>8}")
-    typer.echo("  ".join([*values, *rest, f"{estimate.method:<6}", f"{gap:>8}"]))
+    worth = "-" if row.bound is None else f"a {validity(row.bound.is_theorem)}"
+    how = (f"{estimate.method:<6}", f"{gap:>8}", f"{row.num_samples:>7,}", worth)
+    typer.echo("  ".join([*values, *rest, *how]))
 
 
 def _title(rows: Sequence[Row]) -> str:

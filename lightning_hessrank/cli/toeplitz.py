@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from torch import Tensor, nn
 
+from lightning_hessrank.cli.options import input_option
 from lightning_hessrank.cli.parameters import build_module, fail, parse_shape
 from lightning_hessrank.cli.spec import Spec, SpecError
 from lightning_hessrank.network.toeplitz import toeplitz_figure, toeplitz_matrix, weight_pattern
@@ -26,12 +27,8 @@ def toeplitz(
     ],
     size: Annotated[
         str,
-        typer.Option(
-            "--input",
-            "-i",
-            metavar="SIZE",
-            show_default=False,
-            help="Spatial size of the layer's input, without batch and channels: 8 or 8,8.",
+        input_option(
+            "Spatial size of the layer's input, without batch and channels: 8 or 8,8.", "SIZE"
         ),
     ],
     name: Annotated[

@@ -65,6 +65,16 @@ def test_help_lists_every_command_as_it_introduces_itself(hessrank: Any) -> None
     assert hessrank("bund").exit_code == 2
 
 
+@pytest.mark.parametrize("option", ["--data DATA", "-i, --input SHAPE", "--loss LOSS"])
+def test_options_are_named_alike(hessrank: Any, option: str) -> None:
+    for command in ("bound", "sweep"):
+        assert f"  {option} " in hessrank(command, "--help").stdout
+    names = {"-o, --output": ("measure", "sweep", "report"), "MODEL": ("measure", "sweep", "bound")}
+    for name, commands in names.items():
+        for command in commands:
+            assert name in hessrank(command, "--help").stdout, command
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -154,15 +164,20 @@ def test_what_fails_for_every_checkpoint_is_said_once(here: Path, hessrank: Any)
     assert "measurements.csv" not in result.output
 
 
+class OwnError(Exception):
+    """Not of any builtin kind."""
+
+
+@pytest.mark.parametrize("kind", [LookupError, AssertionError, ImportError, OwnError])
 def test_what_escapes_a_command_is_one_line(
-    here: Path, hessrank: Any, monkeypatch: pytest.MonkeyPatch
+    here: Path, hessrank: Any, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
 ) -> None:
     from lightning_hessrank.cli import bound
 
     def broken(*args: Any) -> Any:
-        raise LookupError("never\nexpected")
+        raise kind("never\nexpected")
 
     monkeypatch.setattr(bound, "render", broken)
     result = hessrank("bound", "torch.nn:Linear(6, 3)", "-i", "6")
-    assert re.fullmatch(r"Error: \S+:\d+: LookupError: never expected\n", result.stderr)
+    assert re.fullmatch(rf"Error: \S+:\d+: {kind.__name__}: never expected\n", result.stderr)
     assert result.exit_code == 1

@@ -55,6 +55,20 @@ def anything(**options):
 
 net = mlp(4)
 
+class OwnError(Exception):
+    pass
+
+def failing():
+    raise OwnError("of my own")
+
+class Asserting(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.a = nn.Linear(6, width)
+    def forward(self, x):
+        assert len(x) == 1, "one at a time"
+        return self.a(x)
+
 def batch():
     g = torch.Generator().manual_seed(3)
     return torch.randn(4, 6, generator=g), torch.randn(4, 3, generator=g)
@@ -93,6 +107,13 @@ def test_ranks_are_those_of_the_closed_form_and_the_fit_is_least_squares(
         [factor * x**0.5 for x in p], abs=0.06
     )
     assert f"rank ≈ {factor:.3g} √p; rank ~ p^" in result.stdout
+    assert (
+        "rank: number of eigenvalues beyond p·eps·max|λ| (machine precision of float64), exact; "
+        "loss mse" in result.stdout
+    )
+    for row, line in zip(rows, result.stdout.splitlines()[1:], strict=False):
+        assert line.endswith("  a theorem")
+        assert row["samples"] == line.split()[-3] == "12"
     with Image.open("sweep.png") as picture:
         assert (picture.format, picture.mode) == ("PNG", "P")
 
@@ -111,6 +132,8 @@ def test_all_combinations_and_words(nets: Path, hessrank: Any) -> None:
     ]
     assert [row["bound_is_theorem"] for row in rows] == ["True", "False"] * 2
     assert int(rows[3]["rank"]) > int(rows[3]["bound"])
+    worth = ["a theorem", "a reference line"] * 2
+    assert [x.split("  ")[-1] for x in result.stdout.splitlines()[1:5]] == worth
     assert result.stdout.splitlines()[0].split()[:3] == ["width", "kind", "parameters"]
 
 
@@ -235,7 +258,18 @@ MLP = "nets.py:mlp"
         (
             (MLP, "-i", "7", "--vary", "width=2"),
             1,
-            "Error: nets.py:mlp with width=2: mat1 and mat2 shapes cannot be multiplied",
+            "Error: nets.py:mlp with width=2: RuntimeError: mat1 and mat2 shapes cannot be ",
+        ),
+        (
+            (MLP, "--vary", "width=2", "--data", "nets.py:failing"),
+            2,
+            "Error: Invalid value for '--data': building 'nets.py:failing' failed: nets.py:43: "
+            "OwnError: of my own",
+        ),
+        (
+            ("nets.py:Asserting", "-i", "6", "--vary", "width=2"),
+            1,
+            "Error: nets.py:Asserting with width=2: nets.py:50: AssertionError: one at a time",
         ),
         (
             ("nets.py:Pair", "-i", "6", "--vary", "width=2"),
