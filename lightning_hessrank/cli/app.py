@@ -21,8 +21,12 @@ _PLAIN: dict[str, Any] = {
     "pretty_exceptions_enable": False,
 }
 
-#: The parser's own errors, which it prints itself. Their base is click's, or Typer's copy of it.
-_PARSERS_OWN = tuple(x for x in typer.BadParameter.__mro__ if x.__name__ == "ClickException")
+#: What ends the program otherwise: not least the parser's own errors, which it prints itself. Their
+#: base is click's, or Typer's copy of it.
+_NOT_OURS: tuple[type[Exception], ...] = (
+    *(typer.Exit, typer.Abort, BrokenPipeError),
+    *(x for x in typer.BadParameter.__mro__ if x.__name__ == "ClickException"),
+)
 
 
 class Commands(TyperGroup):
@@ -58,7 +62,7 @@ class Commands(TyperGroup):
         """Run a command; whatever escapes it is one line too, never a traceback."""
         try:
             return super().invoke(ctx)
-        except (typer.Exit, typer.Abort, BrokenPipeError, *_PARSERS_OWN):  # no errors of ours
+        except _NOT_OURS:
             raise
         except Exception as error:
             from lightning_hessrank.cli.parameters import fail, told
