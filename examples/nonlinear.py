@@ -1,7 +1,7 @@
 """What the rank of a nonlinear network can be: a ReLU net and a small transformer learn digits.
 
     python examples/nonlinear.py                   # prints the tables
-    python examples/nonlinear.py --plot nonlinear.png
+    python examples/nonlinear.py --figure nonlinear.png
 
 At each epoch: the rank, the theorem beside it (the bound of the live network on these data), how
 many flat directions of the outer-product Hessian are explained by symmetries, of how many there
@@ -11,6 +11,7 @@ are, and the effective dimension at weight decay 1e-2.
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -82,7 +83,7 @@ def train(model: nn.Module, epochs: int, samples: int) -> list[dict[str, float]]
     return rows
 
 
-def plot(found: dict[str, list[dict[str, float]]], path: str) -> None:
+def plot(found: dict[str, list[dict[str, float]]], path: Path) -> None:
     """Draw rank, theorem and effective dimension over the epochs."""
     from matplotlib.figure import Figure
 
@@ -101,15 +102,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--samples", type=int, default=64, help="reference data")
-    parser.add_argument("--plot", help="where to save the picture")
+    parser.add_argument("--figure", type=Path, help="write the picture here")
     arguments = parser.parse_args()
     found = {}
     for name, build in (("ReLU net", relu_net), ("transformer", Transformer)):
         torch.manual_seed(0)
         print(f"{name}\n" + "  ".join(f"{x:>13}" for x in HEADER))
         found[name] = train(build(), arguments.epochs, arguments.samples)
-    if arguments.plot:
-        plot(found, arguments.plot)
+    if arguments.figure:
+        plot(found, arguments.figure)
 
 
 HEADER = ("epoch", "rank", "theorem", "outer", "outer theorem", "explained", "flat", "N_eff")

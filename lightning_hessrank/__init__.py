@@ -18,14 +18,22 @@ In ``lightning_hessrank``:
 
 In modules of their own:
 
-=============================================  =====================================================
-``lightning_hessrank.metrics.HessianRank``     the rank as a ``torchmetrics.Metric``
-``lightning_hessrank.dashboard.Dashboard``     what the monitor writes besides scalars
-``lightning_hessrank.estimators.estimator``    add an estimator: ``method="its name"``
-``lightning_hessrank.network.layers.reads``    add a type of layer
-``lightning_hessrank.network.losses.add_loss`` add a loss
-``lightning_hessrank.dashboard.images.image_logger``  add a logger that takes images
-=============================================  =====================================================
+=====================================================  =============================================
+``lightning_hessrank.metrics.HessianRank``             the rank as a ``torchmetrics.Metric``
+``lightning_hessrank.dashboard.Dashboard``             what the monitor writes besides scalars
+``lightning_hessrank.estimators.estimator``            add an estimator: ``method="its name"``
+``lightning_hessrank.estimators.Request``              what an estimator is asked for
+``lightning_hessrank.hessian.operator.SymmetricOperator``  what it gets: a matrix by its products
+``lightning_hessrank.tolerance.numerical_rank``        the one definition of a rank at a tolerance
+``lightning_hessrank.network.layers.reads``            add a type of layer
+``lightning_hessrank.network.layers.LayerCall``        the call of PyTorch that it reads
+``lightning_hessrank.network.layers.Layer``            what it makes of it: a linear map
+``lightning_hessrank.network.layers.Slices``           where in a weight the map's blocks are
+``lightning_hessrank.network.layers.channels``         how channels lie among samples and places
+``lightning_hessrank.network.losses.add_loss``         add a loss
+``lightning_hessrank.dashboard.images.image_logger``   add a logger that takes images
+``lightning_hessrank.dashboard.images.ImageSink``      what takes them: ``sink(tag, figure, step)``
+=====================================================  =============================================
 
 The command line is ``hessrank``, or ``python -m lightning_hessrank``. The repository's
 CONTRIBUTING.md shows how to add what can be added.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import doctest
 import importlib
 import inspect
 import pkgutil
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +24,7 @@ MODULES = [
     for module in pkgutil.walk_packages(lightning_hessrank.__path__, "lightning_hessrank.")
     if not module.name.endswith("__main__")
 ]
+ROOT = Path(__file__).parents[2]
 LISTED = re.findall(r"^``([\w.]+)``", lightning_hessrank.__doc__ or "", re.M)
 
 
@@ -30,6 +33,32 @@ def test_the_page_of_public_names_is_all_there_is() -> None:
     for name in LISTED:
         module, _, leaf = name.rpartition(".")
         assert callable(getattr(importlib.import_module(module or "lightning_hessrank"), leaf))
+
+
+def imported(source: str) -> set[str]:
+    """Names of this package that a program imports, as the page has them."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("lightning_hessrank"):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name.removeprefix("lightning_hessrank.") for name in found}
+
+
+PAGE = {name.removeprefix("lightning_hessrank.") for name in LISTED}
+
+
+def test_a_typed_program_uses_every_public_name() -> None:
+    """``.ci/release`` checks it with ``mypy --strict``, from outside."""
+    assert imported((ROOT / "tests/system/typed_program.py").read_text("utf-8")) == PAGE
+
+
+def test_what_people_are_shown_is_public() -> None:
+    programs = [path.read_text("utf-8") for path in (ROOT / "examples").glob("*.py")]
+    for name in ("README.md", "CONTRIBUTING.md", "examples/README.md"):
+        text = (ROOT / name).read_text("utf-8")
+        programs += re.findall(r"^```python\n(.*?)^```", text, re.S | re.M)
+    shown = set().union(*map(imported, programs))
+    assert {name.removeprefix("results.") for name in shown} <= PAGE  # results are at the top
 
 
 @pytest.mark.parametrize("name", MODULES)
