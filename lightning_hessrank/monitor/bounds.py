@@ -13,14 +13,27 @@ from lightning_hessrank.bounding import (
     reference_bound,
 )
 from lightning_hessrank.estimating import Ranks
-from lightning_hessrank.hessian.verify import SPLIT_TOLERANCE
+from lightning_hessrank.hessian import LossCurvature
+from lightning_hessrank.hessian.verify import SPLIT_TOLERANCE, unexplained_share
 from lightning_hessrank.monitor.failures import Failures, cause_of
 from lightning_hessrank.monitor.series import Series
-from lightning_hessrank.results import LayerRank, RankBound, RankEstimate
+from lightning_hessrank.processes import Processes
+from lightning_hessrank.results import (
+    BoundNotAvailableError,
+    LayerRank,
+    RankBound,
+    RankEstimate,
+)
+from lightning_hessrank.subject.isolation import undisturbed
 from lightning_hessrank.subject.subject import Subject
 
 #: Spectral gap from which on a rank is clear-cut enough to contradict a bound.
 CLEAR_GAP = 1e3
+
+UNEXPLAINED = (
+    "the loss has a part that does not pass through the network's output (a weight penalty, or a "
+    "loss function that was not recognised), to which no bound applies"
+)
 
 #: Gives a subject on the reference data of all processes.
 Union = Callable[[], AbstractContextManager[Subject]]
@@ -56,6 +69,27 @@ class Bounds:
         self._series.bound, error = _found(find, union)
         self.missing = _without("a bound", error)
 
+    def seek_together(self, union: Union, processes: Processes, max_seconds: float | None) -> None:
+        """Find the linear bound in a copy of a sharded module; all take that of the first process.
+
+        Whether all of the loss passes through the outputs is not known from the ranks there, so it
+        is found on the copy.
+        """
+        if self._series.bound_sought:
+            return
+        self._series.bound_sought = True
+
+        def find(subject: Subject) -> RankBound:
+            with undisturbed():
+                curvature = LossCurvature(subject.loss_function())
+                if curvature.outputs_known and unexplained_share(curvature) > SPLIT_TOLERANCE:
+                    raise BoundNotAvailableError(UNEXPLAINED)
+            return reference_bound(subject, max_seconds)
+
+        bound, error = _found(find, union)
+        found = processes.first((bound, _without("a bound", error)))
+        self._series.bound, self.missing = found
+
     def of_batch(self, union: Union, max_seconds: float | None) -> RankBound | None:
         """Find the bound that holds at these weights on these data, within some time.
 
@@ -74,10 +108,7 @@ class Bounds:
         bound = self._series.bound
         if ranks.unexplained <= SPLIT_TOLERANCE:
             return self._uncontradicted(bound, ranks.total)
-        reason = (
-            "the loss has a part that does not pass through the network's output (a weight "
-            "penalty, or a loss function that was not recognised), to which no bound applies"
-        )
+        reason = UNEXPLAINED
         self._failures.warn_once(
             f"{reason}; the total rank includes it. Pass loss_fn=... to measure the data loss alone"
         )

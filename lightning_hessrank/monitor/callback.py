@@ -30,7 +30,7 @@ from lightning_hessrank.monitor.table import tabulate
 from lightning_hessrank.monitor.verdict import verdict, where_to_look
 from lightning_hessrank.monitor.watched import stand_ins, watched_names
 from lightning_hessrank.notebook import shown
-from lightning_hessrank.processes import Processes
+from lightning_hessrank.processes import Processes, is_live
 from lightning_hessrank.results import Measurement, Method
 from lightning_hessrank.subject.step import LossFn
 
@@ -287,6 +287,8 @@ class HessianRankMonitor(Callback):
         if self._owners is not None and self._owners != owners:
             self._begin_run()
         self._owners = owners
+        if is_live(trainer.strategy):
+            self._run.before_sharding(pl_module, trainer)
         self._follower, original = None, self._original
         while original is not None:
             original._follower, original = self, original._original

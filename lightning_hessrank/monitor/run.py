@@ -25,7 +25,7 @@ from lightning_hessrank.monitor.progress import progress_bar
 from lightning_hessrank.monitor.reference import ReferenceData, as_batches, collect, deal, share
 from lightning_hessrank.monitor.series import Series
 from lightning_hessrank.monitor.settings import Settings
-from lightning_hessrank.monitor.sharding import check_settings, live_module
+from lightning_hessrank.monitor.sharding import Unsharded, check_settings, live_module
 from lightning_hessrank.monitor.spectra import save_spectra
 from lightning_hessrank.monitor.stopping import obeying_sigterm
 from lightning_hessrank.network.batches import cut_batch, fingerprint
@@ -67,8 +67,14 @@ class Run:
         self.processes = Processes()
         self._bounds = Bounds(self.series, self.failures)
         self._deadline: float | None = None
+        self._unsharded: Unsharded | None = None
         self._was_cut = False
         """Whether samples of a batch were left out of the reference data."""
+
+    def before_sharding(self, module: Any, trainer: Any) -> None:
+        """Keep a copy of a module that is about to be sharded, for its bound."""
+        if not self.series.bound_sought:
+            self._unsharded = Unsharded(module, trainer)
 
     def join(self, processes: Processes, module: Any) -> None:
         """Say which processes measure together, and check that there is a loss to measure.
@@ -243,6 +249,7 @@ class Run:
             failures=self.failures,
             processes=self.processes,
         )
+        self._seek_unsharded(module, place)
         make_bar = place.make_bar if settings.progress_bar else None
         try:
             with progress_bar(make_bar, f"{settings.name} rank") as progress:
@@ -259,8 +266,27 @@ class Run:
                 )
         except NonFiniteError as error:
             return _Findings(self._not_finite(error, place, live.rows.dim))
+        if self._bounds.missing:
+            self.failures.warn_once(self._bounds.missing)
         self._settle(ranks)
-        return _Findings(ranks)
+        return _Findings(ranks, self._bounds.applicable(ranks))
+
+    def _seek_unsharded(self, module: Any, place: Place) -> None:
+        """Seek the bound of the architecture in the copy from before the module was sharded."""
+        unsharded, self._unsharded = self._unsharded or Unsharded(), None
+        reference, limit = self.series.reference, self._settings.max_seconds
+        assert reference is not None
+        union = partial(
+            unsharded.subject,
+            module,
+            reference.everyone,
+            self._settings.loss_fn,
+            training=None if self.series.meaning["module_mode"] == "train" else False,
+            trainer=place.trainer,
+            total_samples=reference.num_samples,
+        )
+        share = None if limit is None else BOUND_SHARE * limit
+        self._bounds.seek_together(union, self.processes, share)
 
     def _not_finite(self, error: NonFiniteError, place: Place, num_parameters: int) -> Ranks:
         self.failures.warn_once(

@@ -80,8 +80,8 @@ def sharded_ranks(
             live, resolution, plan, rtol, deadline=deadline, seed=seed, progress=progress
         )
     notes = [
-        "the total rank only, without parts and bound: a sharded module is measured by differences "
-        "of its gradients, which tell nothing of the parts, and no process holds a copy to trace"
+        "the total rank only, without its parts: a sharded module is measured by differences of "
+        "its gradients, which tell nothing of them"
     ]
     asked = rtol or plan.headline
     finest = TOLD * resolution.worst / _largest(estimate)
