@@ -29,7 +29,7 @@ from lightning_hessrank.sharded.estimate import sharded_ranks
 from lightning_hessrank.sharded.live import LiveModule
 from lightning_hessrank.sharded.shards import ShardProbes
 from lightning_hessrank.subject.step import Step, model_step
-from tests.sharded.networks import build, data, precision, shard
+from tests.sharded.networks import MLP, build, data, precision, shard
 
 ROOT = Path(__file__).parents[2]
 
@@ -187,7 +187,27 @@ def unsynchronised() -> bool:
     return all(torch.equal(x, y) for x, y in zip(*found, strict=True))
 
 
+def wide_network() -> MLP:
+    """Along its gradient the loss bends much more than along a random vector."""
+    torch.manual_seed(3)
+    return MLP(100_000)
+
+
+def wide() -> float:
+    """Norm of the gradient of a wide float32 network, once it is checked."""
+    count, net = dist.get_world_size(), wide_network()
+    shard(net, init_device_mesh("cpu", (count,)), "plain")
+    processes = ShardingProcesses(dist.get_rank(), count, data=(dist.get_rank(), count))
+    batch = data(torch.float32)[dist.get_rank()]
+    live = LiveModule(net, [batch], model_step(F.cross_entropy), processes)
+    with live.borrowed():
+        resolve(live)
+        gradient, _ = live.gradient()
+    return float(live.rows.norms(gradient[:, None]))
+
+
 CASES: dict[str, Any] = {
+    "wide": wide,
     "collectives": collectives,
     "deadline": deadline,
     "unsynchronised": unsynchronised,

@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
+import torch.nn.functional as F
 
-from tests.sharded.processes import findings, launch
+from tests.sharded.networks import data
+from tests.sharded.processes import findings, launch, wide_network
 
 pytestmark = pytest.mark.slow
 
@@ -14,7 +17,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     path = tmp_path_factory.mktemp("counted") / "run"
-    launch(path, "tests.sharded.processes", "collectives", "deadline", "unsynchronised")
+    launch(path, "tests.sharded.processes", "collectives", "deadline", "unsynchronised", "wide")
     return findings(path)
 
 
@@ -40,3 +43,14 @@ def test_all_processes_stop_at_the_deadline_of_any(found: list[dict[str, Any]]) 
 def test_gradients_accumulated_without_reduction_are_kept(found: list[dict[str, Any]]) -> None:
     for process in found:
         assert process["unsynchronised"]
+
+
+def test_a_steep_gradient_is_not_taken_for_a_wrong_one(found: list[dict[str, Any]]) -> None:
+    """A unit along it, as long as the step for a random vector is, leaves the slope."""
+    net = wide_network()
+    inputs, labels = (torch.cat(x) for x in zip(*data(torch.float32), strict=True))
+    F.cross_entropy(net(inputs), labels).backward()
+    expected = float(torch.cat([p.grad.flatten() for p in net.parameters()]).norm())
+    assert expected > 5
+    for process in found:
+        assert process["wide"] == pytest.approx(expected, rel=1e-4)
