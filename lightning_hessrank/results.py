@@ -670,6 +670,8 @@ def _caps(bound: RankBound, sums: Mapping[str, int]) -> Iterator[str]:
             yield "outer-product + functional"
         elif name == "total" and value < max(bound.outer or 0, bound.functional or 0):
             yield "bounded as a whole, below the bounds of its parts"
+        elif name == "total" and value < parts:
+            yield "bounded as a whole, below the sum of its parts"
         else:
             yield ""
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from lightning_hessrank import rank_bound
 from lightning_hessrank.results import (
     LayerBound,
     Measurement,
@@ -116,3 +117,43 @@ PLAIN = Measurement(
 def test_the_limit_is_named(measurement: Measurement, words: str | None) -> None:
     assert measurement.limited_by == words
     assert measurement.record().get("limited_by") == words
+
+
+@pytest.mark.parametrize(
+    ("total", "facts", "outer", "whole"),
+    [
+        (100, {"outer": 60, "functional": 60}, "", "all parameters: no cap"),
+        (90, {"outer": 48, "functional": 42}, "", "outer-product + functional"),
+        (
+            90,
+            {"outer": 48, "functional": 42, "num_samples": 16},
+            "the data: 16 samples × 3 outputs",
+            "outer-product + functional",
+        ),
+        (90, {"outer": 48, "functional": 60}, "", "bounded as a whole, below the sum of its parts"),
+        (
+            73,
+            {"outer": 95, "functional": 60},
+            "",
+            "bounded as a whole, below the bounds of its parts",
+        ),
+        (73, {"outer": None, "functional": None}, None, ""),
+    ],
+)
+def test_the_table_of_a_bound_says_why_each_sum_is_what_it_is(
+    total: int, facts: dict[str, Any], outer: str | None, whole: str
+) -> None:
+    lines = str(replace(_bound(total), **facts)).split("\n")
+    said = {line[:13].strip(): line[26:].strip() for line in lines}
+    assert said.get("outer-product") == outer
+    assert said["total"] == whole
+    assert said["parameters"] == ""
+
+
+def test_the_total_of_a_bound_on_a_real_network_is_explained() -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(12, 24), torch.nn.ReLU(), torch.nn.Linear(24, 5))
+    found = rank_bound(net, torch.zeros(1, 12), loss="cross_entropy")
+    assert found.outer is not None
+    assert found.functional is not None
+    assert found.total < found.outer + found.functional
+    assert f"{found.total}  bounded as a whole, below the sum of its parts" in str(found)

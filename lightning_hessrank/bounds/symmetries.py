@@ -187,7 +187,9 @@ class _Live:
         """Those combinations of orthonormal directions along which nothing changes."""
         if not directions.shape[1]:
             return directions
-        _, values, vectors = torch.linalg.svd(self.outer(directions), full_matrices=True)
+        # many outputs: of a tall matrix, the triangular factor has the same values and directions
+        factor = torch.linalg.qr(self.outer(directions), mode="r").R
+        _, values, vectors = torch.linalg.svd(factor, full_matrices=True)
         changing = int((values > ZERO * self._outer_scale).sum())
         return directions @ vectors[changing:].T
 

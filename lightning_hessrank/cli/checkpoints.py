@@ -72,7 +72,8 @@ class Checkpoint:
         try:
             module.load_state_dict(content["state_dict"])
         except RuntimeError as error:
-            raise CheckpointError(f"the weights do not fit {spec.text!r}: {error}") from error
+            why = " ".join(str(error).split())
+            raise CheckpointError(f"the weights do not fit {spec.text!r}: {why}") from error
         return module
 
 

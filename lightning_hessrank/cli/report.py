@@ -37,6 +37,7 @@ def report(
 
     It reads the event files that TensorBoard reads, also while training goes on.
     """
+    from lightning_hessrank.cli.parameters import fail
     from lightning_hessrank.dashboard.tab.page import report as page_of
     from lightning_hessrank.dashboard.tab.provider import runs_of_folders
 
@@ -44,13 +45,14 @@ def report(
     for run in broken:
         typer.echo(f"left out: {run['run']}: {run['reason']}", err=True)
     if not runs:
-        typer.echo(
+        fail(
             f"no run with HessianRankMonitor in {', '.join(map(str, folders))}; pass the folder "
-            "that tensorboard --logdir takes, or one below it",
-            err=True,
+            "that tensorboard --logdir takes, or one below it"
         )
-        raise typer.Exit(1)
-    output.write_text(page_of(runs, title=title, plotly=plotly), encoding="utf-8")
+    try:
+        output.write_text(page_of(runs, title=title, plotly=plotly), encoding="utf-8")
+    except OSError as error:
+        fail(f"cannot write {output}: {error.strerror or error}")
     measurements = sum(len(run["records"]) for run in runs)
     typer.echo(
         f"{output}: {len(runs)} {'run' if len(runs) == 1 else 'runs'}, {measurements} measurements"

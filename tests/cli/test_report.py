@@ -38,3 +38,12 @@ def test_the_command_without_runs(hessrank: Callable[..., Any], tmp_path: Path) 
     result = hessrank("report", str(tmp_path))
     assert result.exit_code == 1
     assert f"no run with HessianRankMonitor in {tmp_path}; pass the folder that" in result.output
+
+
+def test_a_page_that_cannot_be_written_is_one_line(
+    hessrank: Callable[..., Any], folder: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "nowhere" / "page.html"
+    result = hessrank("report", str(folder / "relu"), "-o", str(target))
+    assert result.exit_code == 1
+    assert result.stderr == f"Error: cannot write {target}: No such file or directory\n"
