@@ -97,7 +97,19 @@ def curvature_parts(
     J = jacrev(outputs_at)(theta).reshape(f.numel(), -1)
     S = jacrev(grad(loss_of))(f).reshape(f.numel(), f.numel())
     functional = jacrev(grad(lambda v: (residual * outputs_at(v)).sum()))(theta)
-    return {"functional": functional, "jacobian": J, "curvature": S}
+    return {"functional": functional, "jacobian": J, "curvature": S, "outputs": f}
+
+
+def softmax_root(outputs: Tensor) -> Tensor:
+    """``B`` with ``BᵀB = diag(π) - π πᵀ``, for every sample of outputs ``(N, K)``.
+
+    An eigensolver mixes vectors of its tiny eigenvalues, where a softmax is nearly certain, with
+    those of zero, by ``eps / λ``: that is a rank of rounding.
+    """
+    softmax = outputs.softmax(1)
+    off = 1 - torch.eye(outputs.shape[1], dtype=outputs.dtype)
+    others = softmax @ off  # 1 - π without cancellation
+    return softmax.sqrt()[:, :, None] * (torch.diag_embed(others) - off * softmax[:, None, :])
 
 
 def exact_ranks(
@@ -110,11 +122,16 @@ def exact_ranks(
     parts = curvature_parts(model, inputs, loss, targets)
     functional, J, S = parts["functional"], parts["jacobian"], parts["curvature"]
     # The outer part from a factor: JᵀSJ itself has the squared condition number.
-    values, vectors = torch.linalg.eigh(S)
-    root = values.abs().sqrt() * (values.abs() > 1e-13 * values.abs().max())
+    if loss in ("cross_entropy", nn.functional.cross_entropy) and parts["outputs"].ndim == 2:
+        factor = softmax_root(parts["outputs"]) @ J.unflatten(0, parts["outputs"].shape)
+        factor = factor.flatten(0, 1)
+    else:
+        values, vectors = torch.linalg.eigh(S)
+        root = values.abs().sqrt() * (values.abs() > 1e-13 * values.abs().max())
+        factor = root[:, None] * (vectors.T @ J)
     return {
         "total": symmetric_rank(functional + J.T @ S @ J),
-        "outer": matrix_rank(root[:, None] * (vectors.T @ J)),
+        "outer": matrix_rank(factor),
         "functional": symmetric_rank(functional),
     }
 

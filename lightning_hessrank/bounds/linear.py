@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Literal, get_args
 
 from torch import Tensor
@@ -56,26 +55,22 @@ def linear_bound(
         ValueError: an argument makes no sense.
     """
     _check_arguments(data, input_rank, kind)
-    count = None if data is None else len(data[0])
+    model: LinearModel | BoundNotAvailableError
     try:
         model = linear_model(network, loss, data=data, input_rank=input_rank, seed=seed)
     except BoundNotAvailableError as error:
-        wanted = kind == "generic" or (kind == "auto" and data is not None and not theorem_only)
-        if not wanted or not network.inputs:
-            raise
-        try:  # without a surrogate, perhaps the network itself
-            return analytic_bound(network, loss, num_samples=count, seed=seed)
-        except OutOfTimeError:
-            raise
-        except Exception as further:  # the network is user code
-            if kind == "auto":
-                raise error from None
-            raise BoundNotAvailableError(f"{error}; and {further}") from error
+        model = error
+    own: RankBound | Exception | None = None
+    if not theorem_only:
+        own = _of_network_itself(network, model, loss, data=data, kind=kind, seed=seed)
+    if isinstance(own, RankBound):
+        return own
+    if isinstance(model, BoundNotAvailableError):
+        if own is None or kind == "auto":
+            raise model
+        raise BoundNotAvailableError(f"{model}; and {own}") from own
     if theorem_only and model.trace.replaced:
         raise BoundNotAvailableError(_reason(model))
-    if kind == "generic" and model.trace.replaced:
-        with suppress(BoundNotAvailableError):  # then the surrogate's, as a reference line
-            return analytic_bound(network, model.loss, num_samples=count, seed=seed)
     found, ranks = _choose(model, kind)
     return RankBound(
         total=ranks.total,
@@ -92,6 +87,35 @@ def linear_bound(
         num_samples=model.span.num_samples,
         outputs=model.outputs,
     )
+
+
+def _of_network_itself(
+    network: Network,
+    surrogate: LinearModel | BoundNotAvailableError,
+    loss: LossKind,
+    *,
+    data: Sequence[Tensor] | None,
+    kind: LinearKind,
+    seed: int,
+) -> RankBound | Exception | None:
+    """The generic rank of the network itself, or why not; ``None`` where it is not asked for.
+
+    It is asked for by name, where the network is not its own surrogate, and on given data where
+    there is no surrogate.
+    """
+    if isinstance(surrogate, LinearModel):
+        wanted, loss = kind == "generic" and bool(surrogate.trace.replaced), surrogate.loss
+    else:
+        wanted = kind == "generic" or (kind == "auto" and data is not None)
+    if not wanted or not network.inputs:
+        return None
+    count = None if data is None else len(data[0])
+    try:
+        return analytic_bound(network, loss, num_samples=count, seed=seed)
+    except OutOfTimeError:
+        raise
+    except Exception as error:  # the network is user code; what there is of the surrogate is left
+        return error
 
 
 def _choose(model: LinearModel, kind: LinearKind) -> tuple[BoundKind, Ranks]:

@@ -26,6 +26,8 @@ from lightning_hessrank.results import PARTS, BoundNotAvailableError, NonFiniteE
 TOLERANCE = 1e-8
 #: Outputs of a batch up to which the rank of the loss's curvature in them is computed.
 MAX_OUTPUTS = 512
+#: Steps that bring the rows of a curvature to like size.
+BALANCING = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +61,8 @@ class LiveBatch:
     """Rank of the loss's curvature by the outputs, at most; ``None``: outputs unknown."""
     passes_through: bool
     """Whether the loss depends on the parameters through the outputs only."""
+    ignores_shifts: bool = False
+    """Whether the loss sees only differences of its one output along dimension 1."""
     weight: float = 1.0
     """Its share of the mean loss."""
 
@@ -86,6 +90,8 @@ def read_batch(evaluate: Callable[[], Evaluation], parameters: Mapping[str, Tens
         use.behind_softmax = use.behind_softmax and ignores_shifts(loss, use.output, 1, parameters)
     uncovered = _uncovered(recorder, uses, signals, of_parameters, parameters)
     slopes = output_slopes(loss, outputs)
+    single = len(outputs) == 1 and outputs[0].ndim > 1
+    shifts = single and ignores_shifts(loss, outputs[0], 1, parameters)
     residuals = [r.detach() for r in slopes]
     held = gradients(outputs, at, residuals)[: len(uses)] if outputs else signals
     reached = _reached(loss, outputs, residuals, uses, parameters)
@@ -96,8 +102,9 @@ def read_batch(evaluate: Callable[[], Evaluation], parameters: Mapping[str, Tens
         [LiveUse(*found) for found in zip(uses, signals, held, reached, moved, strict=True)],
         uncovered,
         uncovered - recorder.touched,
-        _curved_outputs(loss, outputs, slopes, parameters) if outputs else None,
+        _curved_outputs(outputs, slopes, shifts) if outputs else None,
         bool(outputs) and _passes_through(loss, outputs, parameters),
+        shifts,
     )
 
 
@@ -198,23 +205,30 @@ class Mixtures:
         return [torch.randn(x.shape, **options).to(x) for x in xs]
 
 
-def _curved_outputs(
-    loss: Tensor,
-    outputs: Sequence[Tensor],
-    slopes: Sequence[Tensor],
-    parameters: Mapping[str, Tensor],
-) -> int:
+def _curved_outputs(outputs: Sequence[Tensor], slopes: Sequence[Tensor], shifts: bool) -> int:
     """Rank of the curvature of the loss by its outputs, at most: ``N K'`` or less."""
     sizes = [f.numel() for f in outputs]
     size = sum(sizes)
+    seen = size - (size // outputs[0].shape[1] if shifts else 0)
     if size > MAX_OUTPUTS:
-        f = outputs[0]
-        shifts = len(outputs) == 1 and f.ndim > 1 and ignores_shifts(loss, f, 1, parameters)
-        return size - (size // f.shape[1] if shifts else 0)
+        return seen
     unit = torch.eye(size, dtype=slopes[0].dtype, device=slopes[0].device)
     units = [u.reshape(size, *f.shape) for u, f in zip(unit.split(sizes, 1), outputs, strict=True)]
     rows = bend(slopes, outputs, units)
-    return matrix_rank(torch.cat([x.reshape(size, -1) for x in rows], dim=1))
+    return min(seen, matrix_rank(balanced(torch.cat([x.reshape(size, -1) for x in rows], dim=1))))
+
+
+def balanced(matrix: Tensor) -> Tensor:
+    """``D S D`` of a symmetric matrix, with rows of like size: the rank is that of ``S``.
+
+    Outputs of which a loss is nearly certain have a curvature far below rounding of that of others,
+    which is no reason not to count it.
+    """
+    for _ in range(BALANCING):
+        size = matrix.detach().abs().amax(dim=1)
+        scale = torch.where(size > 0, size.rsqrt(), torch.ones_like(size))
+        matrix = scale[:, None] * matrix * scale
+    return matrix
 
 
 def _passes_through(

@@ -165,9 +165,12 @@ class _Live:
             back = gradients(batch.outputs, self._own, u, create_graph=True)
             slopes = output_slopes(batch.loss, batch.outputs)
             whole = gradients((batch.loss,), self._own, create_graph=True)
-            self._linearised.append((u, back, slopes, whole))
+            probe = [x[None] for x in Mixtures()(batch.outputs)]
+            curved = [x != 0 for x in bend(slopes, batch.outputs, probe)]
+            self._linearised.append((u, back, slopes, curved, whole))
         probes = torch.cat(Mixtures()([self._own[0].new_zeros(sum(self._sizes), 8)])).cpu()
-        self._outer_scale = float(self.outer(probes).norm()) / 8**0.5
+        rows = self.outer(probes).norm(dim=1) / 8**0.5
+        self._rows = torch.where(rows > 0, rows, torch.ones_like(rows))
         self._scale = float(self.hessian(probes).norm()) / 8**0.5
 
     @property
@@ -176,7 +179,7 @@ class _Live:
         return torch.zeros(sum(self._sizes), 0, dtype=torch.float64)
 
     def outer(self, directions: Tensor) -> Tensor:
-        """``(∇²ℓ) J ξ`` of all batches, ``(outputs, k)``."""
+        """Change of what the loss sees of the outputs of all batches, ``(outputs, k)``."""
         return self._blocks(directions, self._outer)
 
     def hessian(self, directions: Tensor) -> Tensor:
@@ -187,10 +190,11 @@ class _Live:
         """Those combinations of orthonormal directions along which nothing changes."""
         if not directions.shape[1]:
             return directions
+        changes = self.outer(directions) / self._rows[:, None]
         # many outputs: of a tall matrix, the triangular factor has the same values and directions
-        factor = torch.linalg.qr(self.outer(directions), mode="r").R
+        factor = torch.linalg.qr(changes, mode="r").R
         _, values, vectors = torch.linalg.svd(factor, full_matrices=True)
-        changing = int((values > ZERO * self._outer_scale).sum())
+        changing = int((values > ZERO * len(changes) ** 0.5).sum())
         return directions @ vectors[changing:].T
 
     def rank_of(self, images: Tensor) -> int:
@@ -219,10 +223,15 @@ class _Live:
         return torch.cat(products, dim=1)
 
     def _outer(self, columns: list[Tensor]) -> Tensor:
-        rows = []
-        for batch, (u, back, slopes, _) in zip(self._batches, self._linearised, strict=True):
+        rows: list[Tensor] = []
+        for batch, linearised in zip(self._batches, self._linearised, strict=True):
+            u, back, slopes, curved, _ = linearised
             pushed = pull_back_somehow(back, u, columns)
-            rows += bend(slopes, batch.outputs, pushed)
+            if batch.ignores_shifts:
+                # (∇²ℓ) J ξ would hide samples of which a softmax is certain, and show rounding.
+                rows.append((pushed[0] - pushed[0].mean(2, keepdim=True)) * curved[0])
+            else:
+                rows += bend(slopes, batch.outputs, pushed)
         return torch.cat([x.flatten(1) for x in rows], dim=1)
 
     def _hessian(self, columns: list[Tensor]) -> Tensor:

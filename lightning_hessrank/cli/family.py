@@ -136,16 +136,11 @@ class Family:
 
 def linear_bound_of(network: nn.Module, pairs: Pairs, loss: Loss) -> RankBound | None:
     """Return the linear bound on these data, or warn that there is none."""
-    try:
-        kind = loss_kind(loss)
-    except TypeError:
-        warnings.warn("no bound: the loss is not one of torch.nn", stacklevel=2)
-        return None
     inputs = pairs[0][0]
     example = inputs[:1] if isinstance(inputs, Tensor) else inputs
     try:
-        return rank_bound(network, example, loss=kind, data=pairs)
-    except BoundNotAvailableError as error:
+        return rank_bound(network, example, loss=loss, data=pairs)
+    except (BoundNotAvailableError, TypeError) as error:  # no bound, or no loss when tried
         warnings.warn(f"no bound: {error}", stacklevel=2)
         return None
 

@@ -148,3 +148,14 @@ def test_integers_that_the_outputs_do_not_depend_on_are_no_obstacle() -> None:
     bound = reference_bound(subject)
     assert (bound.kind, bound.is_theorem) == ("generic", True)
     subject.release()
+
+
+@pytest.mark.parametrize("kind", ["auto", "generic"])
+def test_a_network_of_tokens_only_is_refused_in_words(kind: str) -> None:
+    class OfTokens(Tokens):
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            return super().forward(tokens, torch.ones(tokens.shape))
+
+    tokens = torch.randint(4, (6, 2))
+    with pytest.raises(BoundNotAvailableError, match="the network has no floating-point inputs"):
+        rank_bound(OfTokens(), tokens, data=tokens, kind=kind)

@@ -222,6 +222,25 @@ def test_a_loss_that_is_flat_in_the_output_has_no_outer_part() -> None:
     assert bound.functional == bound.total >= exact_rank(model, functional.l1_loss, x, y)
 
 
+@pytest.mark.parametrize("loss", ["cross_entropy", "binary_cross_entropy_with_logits"])
+def test_outputs_of_which_a_loss_is_certain_count(loss: str) -> None:
+    """Their curvature is far below rounding of that of others, but not zero."""
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 5), nn.Tanh(), nn.Linear(5, 3))
+    model[4].weight.data *= 100
+    x = torch.randn(5, 6)
+    y = torch.randint(3, (5,)) if loss == "cross_entropy" else torch.rand(5, 3)
+    bound = batch_bound(model, loss, (x, y))
+    outputs = model(x).detach().requires_grad_()
+    curvature = torch.autograd.functional.hessian(
+        lambda f: getattr(functional, loss)(f, y), outputs
+    ).reshape(15, 15)
+    assert torch.linalg.matrix_rank(curvature) < bound.outer
+    assert bound.outer == 5 * (2 if loss == "cross_entropy" else 3)
+    if loss == "cross_entropy":
+        assert bound.outer == exact_ranks(model, x, functional.cross_entropy, y)["outer"]
+
+
 def test_what_is_counted_in_full_is_said() -> None:
     bound = batch_bound(
         Nonlinear(4, 2), functional.mse_loss, (torch.randn(3, 4), torch.randn(3, 2))
