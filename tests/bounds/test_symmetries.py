@@ -59,6 +59,20 @@ def dead() -> nn.Module:
     return net
 
 
+def shut() -> nn.Module:
+    """A gated unit that never opens, one that is always open, and three that switch."""
+    net = Gated(act=nn.ReLU())
+    net.gate.weight.data = torch.cat([net.gate.weight.data, torch.randn(5, 1)], dim=1)
+    net.up = nn.Linear(7, 5, bias=False)
+    net.gate.weight.data[:2, -1] = torch.tensor([-99.0, 99.0])
+    return nn.Sequential(Ones(), net)
+
+
+class Ones(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, torch.ones(len(x), 1)], dim=1)
+
+
 def duplicate() -> nn.Module:
     net = mlp(nn.Tanh())
     for x in (net[0].weight.data, net[0].bias.data):
@@ -92,6 +106,7 @@ ROWS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
     "attention": (Attention, TOKENS, 2 * (4 + 4) + 2 * 2 + 2 * 2),
     "attention, grouped": (lambda: Attention(1), TOKENS, 4 + 4 + 2 + 2),
     "attention, rotary": (lambda: Attention(rotary=True, bias=False), TOKENS, 2 * (2 + 4)),
+    "closed gate": (shut, VECTORS, (7 + 7 + 3) + 4 * 2),
     "dead unit": (dead, VECTORS, (6 + 1) + 3 + 4),
     "duplicate": (duplicate, VECTORS, 3),
 }  # fmt: skip

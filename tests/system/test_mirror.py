@@ -45,7 +45,6 @@ ELSEWHERE = {
     "estimators/registry.py": "system/test_extending.py",
     "monitor/log.py": "monitor/test_run.py",
     "monitor/form.py": "monitor/test_checks.py",
-    "network/gate.py": "subject/test_returns.py",
     "hessian/moving.py": "hessian/test_verify.py",
     "subject/prefix.py": "subject/test_cutting.py",
     "subject/protection.py": "subject/test_comparison.py",
