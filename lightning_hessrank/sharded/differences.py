@@ -155,8 +155,10 @@ def _check_slope(
     the gradient of a wide layer the loss bends more than along the random vector that the step was
     chosen for, so shorter steps are tried, as long as the loss has the digits for them.
     """
-    step, found = resolution.step, []
-    while not found or 4 * eps * abs(resolution.loss) / step <= SLOPE * slope:
+    step, found = resolution.step, list[float]()
+    for _ in range(3 * RUNGS):
+        if found and 4 * eps * abs(resolution.loss) / step > SLOPE * slope:
+            break
         (_, ahead), (_, behind) = live.gradient(direction * step), live.gradient(direction * -step)
         found.append((ahead - behind) / (2 * step))
         if abs(found[-1] - slope) <= SLOPE * slope + 4 * eps * abs(resolution.loss) / step:
