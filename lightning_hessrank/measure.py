@@ -154,7 +154,9 @@ def measure(
             found = {part: by_differences(x, resolution) for part, x in found.items()}
             blocks = {name: by_differences(x, resolution) for name, x in blocks.items()}
         loss = sum(processes.gather(curvature.loss))
-        return Ranks(found, blocks, loss, subject.total_samples, unexplained, plan, subject.doubts)
+        doubts = [x.doubt for x in found.values() if x.doubt][:1]  # of the total before its parts
+        notes = (*subject.doubts, *doubts)
+        return Ranks(found, blocks, loss, subject.total_samples, unexplained, plan, notes)
 
 
 def hessian_matrix(

@@ -94,6 +94,8 @@ class RankEstimate:
         standard_errors: name of one of the four above -> its standard error; empty where they are
             exact.
         quadrature: what an estimate knows of the spectrum (lanczos), else ``None``.
+        doubt: what speaks against a rank that looks clear-cut (a badly scaled Hessian); empty
+            where nothing does.
 
     Example:
         >>> import torch
@@ -129,6 +131,7 @@ class RankEstimate:
     frobenius_norm: float | None = None
     standard_errors: Mapping[str, float] = field(default_factory=dict, repr=False)
     quadrature: Spectrum | None = field(default=None, repr=False)
+    doubt: str = field(default="", repr=False)
 
     @property
     def interval(self) -> tuple[float, float]:

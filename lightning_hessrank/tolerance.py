@@ -10,6 +10,8 @@ if TYPE_CHECKING:  # importing results, and whatever draws them, must not load t
     import torch
     from torch import Tensor
 
+#: Spectral gap from which on a rank passes for clear-cut, enough to contradict a bound.
+CLEAR_GAP = 1e3
 #: Relative tolerances at which every measurement counts eigenvalues.
 COUNT_TOLERANCES: tuple[float, ...] = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 

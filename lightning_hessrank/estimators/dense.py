@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -21,7 +22,12 @@ from lightning_hessrank.hessian.operator import (
 )
 from lightning_hessrank.results import PARTS, Part, RankEstimate
 from lightning_hessrank.threads import threads_for
-from lightning_hessrank.tolerance import COUNT_TOLERANCES, machine_rtol, numerical_rank
+from lightning_hessrank.tolerance import (
+    CLEAR_GAP,
+    COUNT_TOLERANCES,
+    machine_rtol,
+    numerical_rank,
+)
 
 
 def dense_rank(
@@ -60,12 +66,45 @@ def _estimate(
     operator: SymmetricOperator, matrix: Tensor, rtol: float | None, part: Part, start: float
 ) -> RankEstimate:
     """Estimate from the operator's matrix, or from a smaller one."""
-    return spectrum_estimate(
+    estimate = spectrum_estimate(
         pad_with_zeros(symmetric_eigenvalues(matrix), operator.dim),
         rtol=machine_rtol(operator.dim, operator.dtype) if rtol is None else rtol,
         part=part,
         num_products=len(matrix),
         seconds=time.perf_counter() - start,
+    )
+    if rtol is not None or len(matrix) != operator.dim:
+        return estimate
+    return replace(estimate, doubt=_doubt(matrix, estimate))
+
+
+#: Largest number of a row, relative to that of all, below which the row may be lost to rounding.
+SMALL_ROW = 1e-6
+
+
+def _doubt(matrix: Tensor, estimate: RankEstimate) -> str:
+    """Say what speaks against a rank at machine precision that looks clear-cut, if anything does.
+
+    ``D H D`` has the rank of ``H`` for every invertible diagonal ``D`` (other units of the
+    parameters). Where rows of ``H`` differ by so much that small ones drown in the rounding errors
+    of large ones, rows are scaled to the same size (D. Ruiz, RAL-TR-2001-034), and counted again.
+    """
+    size = matrix.abs().amax(dim=1)
+    alive = size > 0
+    clear = estimate.gap is not None and estimate.gap >= CLEAR_GAP
+    if not clear or not bool(alive.any()) or size[alive].min() >= SMALL_ROW * size.max():
+        return ""
+    scaled = matrix[alive][:, alive]
+    for _ in range(5):
+        root = scaled.abs().amax(dim=1).rsqrt()
+        scaled = root[:, None] * scaled * root
+    found = numerical_rank(symmetric_eigenvalues(scaled), estimate.rtol).rank
+    if found <= estimate.rank:
+        return ""
+    return (
+        f"the {estimate.part} Hessian is badly scaled: its rank is measured as {estimate.rank}, "
+        f"but with its parameters in other units, which changes no exact rank, as {found}; so its "
+        "gap proves nothing. Bring the inputs to similar sizes to know more"
     )
 
 

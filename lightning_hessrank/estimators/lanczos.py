@@ -21,9 +21,6 @@ from lightning_hessrank.tolerance import COUNT_TOLERANCES, check_rtol
 
 DEFAULT_RTOL = 1e-3
 DEFAULT_PRODUCTS = 1200
-#: Tolerance from which on a count is of few eigenvalues, which two probes reach soonest (of LeNet-5
-#: at 1e-1 with 36 products instead of 72), and seldom an estimate.
-COARSE = 0.05
 #: Products with each start vector that are worth more than another start vector.
 POWERS = 16
 
@@ -79,7 +76,7 @@ def lanczos_rank(
     begin = time.perf_counter()
     rtol = DEFAULT_RTOL if rtol is None else check_rtol(rtol)
     if num_probes is None:
-        num_probes = 2 if rtol >= COARSE else default_probes(operator, max_products)
+        num_probes = default_probes(operator, max_products)
     if num_probes < 2:
         raise ValueError(
             f"num_probes must be at least 2 (a standard error needs two), got {num_probes}"
@@ -131,6 +128,6 @@ def default_probes(operator: SymmetricOperator, max_products: int = DEFAULT_PROD
     standard errors wide, with 4 of them 3.2. Blocks cost nothing where products come in blocks.
     """
     probes = 8 if operator.block_size >= 8 else 4
-    while probes > 2 and max_products < POWERS * probes:
+    while probes > 2 and max_products < min(POWERS * probes, operator.dim):
         probes //= 2
     return probes

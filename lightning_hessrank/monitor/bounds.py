@@ -26,9 +26,7 @@ from lightning_hessrank.results import (
 )
 from lightning_hessrank.subject.isolation import undisturbed
 from lightning_hessrank.subject.subject import Subject
-
-#: Spectral gap from which on a rank is clear-cut enough to contradict a bound.
-CLEAR_GAP = 1e3
+from lightning_hessrank.tolerance import CLEAR_GAP
 
 UNEXPLAINED = (
     "the loss has a part that does not pass through the network's output (a weight penalty, or a "

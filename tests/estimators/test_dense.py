@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import warnings
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from lightning_hessrank import hessian_rank, rank_bound
 from lightning_hessrank.estimators.dense import symmetric_eigenvalues
 from tests.estimators.planted import planted, two_levels
 
@@ -45,3 +49,40 @@ def test_rows_of_zeros_are_zero_eigenvalues() -> None:
     assert sizes == [3]
     expected = torch.tensor([-2.0, 0, 0, 0, 0, 0, 0, 1.0, 3.0], dtype=torch.float64)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
+
+
+def _scaled_linear_network(factor: float) -> tuple[nn.Module, tuple[torch.Tensor, torch.Tensor]]:
+    """A linear network of exact rank 24 (closed form), with one input in units of ``factor``."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 3, bias=False), nn.Linear(3, 4, bias=False)).double()
+    x, y = torch.randn(20, 4, dtype=torch.float64), torch.randn(20, 4, dtype=torch.float64)
+    x[:, 0] *= factor
+    return net, (x, y)
+
+
+@pytest.mark.parametrize("factor", [1e9, 1e-9])
+def test_a_clear_cut_rank_of_a_badly_scaled_hessian_is_doubted(factor: float) -> None:
+    net, data = _scaled_linear_network(factor)
+    assert rank_bound(net, data[0], data=data[0]).total == 24
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        found = hessian_rank(net, "mse", data)
+    assert found.rank < 24
+    assert found.gap > 1e3
+    match = re.match(
+        r"the total Hessian is badly scaled: its rank is measured as (\d+), but with its "
+        r"parameters in other units, which changes no exact rank, as (\d+); so its gap proves "
+        r"nothing\. Bring the inputs to similar sizes to know more$",
+        found.doubt,
+    )
+    assert match is not None
+    assert found.rank == int(match[1]) < int(match[2]) <= 24
+    assert [str(x.message) for x in said] == [found.doubt]
+
+
+@pytest.mark.parametrize("factor", [1.0, 1e2, 0.0])
+def test_a_well_scaled_hessian_is_not_doubted(factor: float) -> None:
+    net, data = _scaled_linear_network(factor)
+    found = hessian_rank(net, "mse", data)
+    assert found.doubt == ""
+    assert found.rank == (24 if factor else rank_bound(net, data[0], data=data[0]).total)
