@@ -19,6 +19,7 @@ from lightning_hessrank.cli.parameters import (
     find_loss,
     parse_input,
     told,
+    without_forward,
 )
 from lightning_hessrank.cli.spec import Spec
 from lightning_hessrank.dashboard.text import bound_table
@@ -101,12 +102,9 @@ def bound(
         )
     except BoundNotAvailableError as error:
         fail(f"there is no bound for this network: {error}")
-    except NotImplementedError:
-        fail(
-            f"{type(module).__name__} has no forward(); name the network inside it, as "
-            f"'{model.text}().net'"
-        )
     except Exception as error:  # the user's own forward may raise anything
+        if hint := without_forward(error, model):
+            fail(hint)
         given = ", ".join(str(tuple(x.shape)) for x in list_tensors(example))
         fail(f"{type(module).__name__} with an input of shape {given}: {told(error)}")
     typer.echo(render(found, output))

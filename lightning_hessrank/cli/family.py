@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_hessrank.api import hessian_rank, rank_bound
-from lightning_hessrank.cli.parameters import build_module, told
+from lightning_hessrank.cli.parameters import build_module, told, without_forward
 from lightning_hessrank.cli.spec import Spec
 from lightning_hessrank.dashboard.figures.growth import Growth, root_fit
 from lightning_hessrank.network.batches import batch_size
@@ -109,7 +109,8 @@ class Family:
                 row = Row(values, self._rank(network, pairs, bound), bound, samples)
             except Exception as error:  # the user's own forward may raise anything
                 where = ", ".join(f"{name}={value!r}" for name, value in chosen.items())
-                raise MeasurementError(f"{self.model.text} with {where}: {told(error)}") from error
+                why = without_forward(error, self.model) or told(error)
+                raise MeasurementError(f"{self.model.text} with {where}: {why}") from error
             yield row
 
     def _build(self, chosen: dict[str, Any]) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import re
 import sys
 import traceback
 import warnings
@@ -164,6 +165,15 @@ def told(error: BaseException) -> str:
     own = [frame for frame in frames if _is_own(Path(frame.filename))]
     place = f"{Path(own[-1].filename).name}:{own[-1].lineno}: " if own else ""
     return place + " ".join(text.split())
+
+
+def without_forward(error: BaseException, model: Spec) -> str | None:
+    """Say what to name instead of a module that torch found to have no ``forward``, if it did."""
+    found = re.match(r'Module \[(\w+)\] is missing the required "forward"', str(error))
+    if found is None:
+        return None
+    call = model.text if model.args is not None else f"{model.text}()"
+    return f"{found[1]} has no forward(); name the network inside it, as '{call}.net'"
 
 
 def _is_own(file: Path) -> bool:

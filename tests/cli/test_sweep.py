@@ -53,6 +53,11 @@ def cubed(outputs, targets):
 def anything(**options):
     return mlp(options["width"])
 
+class Lit(nn.Module):
+    def __init__(self, width, depth=1):
+        super().__init__()
+        self.net = mlp(width, depth)
+
 net = mlp(4)
 
 class OwnError(Exception):
@@ -264,13 +269,19 @@ MLP = "nets.py:mlp"
         (
             (MLP, "--vary", "width=2", "--data", "nets.py:failing"),
             2,
-            "Error: Invalid value for '--data': building 'nets.py:failing' failed: nets.py:43: "
+            "Error: Invalid value for '--data': building 'nets.py:failing' failed: nets.py:48: "
             "OwnError: of my own",
+        ),
+        (
+            ("nets.py:Lit(depth=2)", "-i", "6", "--vary", "width=2"),
+            1,
+            "Error: nets.py:Lit(depth=2) with width=2: Lit has no forward(); name the network "
+            "inside it, as 'nets.py:Lit(depth=2).net'",
         ),
         (
             ("nets.py:Asserting", "-i", "6", "--vary", "width=2"),
             1,
-            "Error: nets.py:Asserting with width=2: nets.py:50: AssertionError: one at a time",
+            "Error: nets.py:Asserting with width=2: nets.py:55: AssertionError: one at a time",
         ),
         (
             ("nets.py:Pair", "-i", "6", "--vary", "width=2"),
@@ -311,6 +322,14 @@ def test_a_folder_that_is_a_file_is_refused(nets: Path, hessrank: Any) -> None:
         1,
         "Error: cannot write to nets.py/",
     )
+
+
+def test_the_network_inside_a_module_is_varied(nets: Path, hessrank: Any) -> None:
+    arguments = ("nets.py:Lit(depth=1).net", "-i", "6", "--vary", "width=3,5")
+    assert hessrank("sweep", *arguments).exit_code == 0
+    assert [row["rank"] for row in table(nets)] == [
+        str(closed_form([6, width, 3], 6, 3)[2]) for width in (3, 5)
+    ]
 
 
 def test_a_factory_of_any_keyword_is_varied(nets: Path, hessrank: Any) -> None:
