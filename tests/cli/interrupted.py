@@ -24,6 +24,7 @@ FOLDER = Path("run/hessrank")
 
 
 def child() -> NoReturn:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.dup2(null, 2)
