@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lightning_hessrank.budget import ALWAYS_DENSE
 from lightning_hessrank.estimating import Ranks
 from lightning_hessrank.hessian import NonFiniteError
 from lightning_hessrank.measure import measure
@@ -217,25 +218,34 @@ class Run:
             return self._deadline
         return self._deadline - BOUND_SHARE * limit
 
-    def _left(self) -> float | None:
-        """Seconds that are left for a batch bound; some, even where the rank took all."""
-        if self._deadline is None:
+    def _left(self, least: float | None) -> float | None:
+        """Seconds that are left for a batch bound; its share, even where the rank took all."""
+        if self._deadline is None or least is None:
             return None
-        assert self._settings.max_seconds is not None
-        left = self._deadline - time.perf_counter()
-        return max(left, BOUND_SHARE * self._settings.max_seconds)
+        return max(self._deadline - time.perf_counter(), least)
+
+    def _bound_share(self, num_parameters: int) -> float | None:
+        """Seconds that each bound has in any case.
+
+        All of them where the network is so small that it is measured exactly whatever the clock
+        says: what is told of it does not depend on how busy the machine is.
+        """
+        limit = self._settings.max_seconds
+        if limit is None or num_parameters <= ALWAYS_DENSE:
+            return limit
+        return BOUND_SHARE * limit
 
     def _of_copy(self, module: Any, place: Place) -> _Findings:
         """Measure an isolated copy, of which this process holds the whole."""
         with self._subject(module, place) as subject:
             union = partial(self._union, module, place, subject)
             check_subject(subject, self.series, self.failures, step=place.step)
-            limit = self._settings.max_seconds
-            self._bounds.seek(subject, union, None if limit is None else BOUND_SHARE * limit)
+            seconds = self._bound_share(subject.num_parameters)
+            self._bounds.seek(subject, union, seconds)
             ranks = self._ranks(subject, place, self._before_the_batch_bound())
             batch_bound = None
             if not math.isnan(ranks.loss):
-                batch_bound = self._bounds.of_batch(union, self._left())
+                batch_bound = self._bounds.of_batch(union, self._left(seconds))
         return _Findings(ranks, self._bounds.applicable(ranks), batch_bound)
 
     def _of_shards(self, module: Any, place: Place) -> _Findings:
@@ -274,7 +284,7 @@ class Run:
     def _seek_unsharded(self, module: Any, place: Place) -> None:
         """Seek the bound of the architecture in the copy from before the module was sharded."""
         unsharded, self._unsharded = self._unsharded or Unsharded(), None
-        reference, limit = self.series.reference, self._settings.max_seconds
+        reference = self.series.reference
         assert reference is not None
         union = partial(
             unsharded.subject,
@@ -285,8 +295,8 @@ class Run:
             trainer=place.trainer,
             total_samples=reference.num_samples,
         )
-        share = None if limit is None else BOUND_SHARE * limit
-        self._bounds.seek_together(union, self.processes, share)
+        seconds = self._bound_share(sum(x.numel() for x in module.parameters()))
+        self._bounds.seek_together(union, self.processes, seconds)
 
     def _not_finite(self, error: NonFiniteError, place: Place, num_parameters: int) -> Ranks:
         self.failures.warn_once(

@@ -86,3 +86,13 @@ def test_a_well_scaled_hessian_is_not_doubted(factor: float) -> None:
     found = hessian_rank(net, "mse", data)
     assert found.doubt == ""
     assert found.rank == (24 if factor else rank_bound(net, data[0], data=data[0]).total)
+
+
+def test_rows_of_rounding_errors_are_no_doubt() -> None:
+    """A bias before batch norm has a gradient of zero, to rounding."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 2)).double()
+    data = torch.randn(20, 4, dtype=torch.float64), torch.randn(20, 2, dtype=torch.float64)
+    found = hessian_rank(net, "mse", data)
+    assert found.rank <= found.num_parameters - 5
+    assert found.doubt == ""
