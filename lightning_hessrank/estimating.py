@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -15,6 +15,7 @@ from lightning_hessrank.estimators import UnresolvedError, estimate_rank, smalle
 from lightning_hessrank.hessian import LossCurvature, Progress, SymmetricOperator
 from lightning_hessrank.hessian.memory import memory_limit
 from lightning_hessrank.hessian.operator import agrees, random_vectors
+from lightning_hessrank.hessian.pieces import Norm
 from lightning_hessrank.hessian.verify import NoSecondDerivativeError, missing_derivatives_named
 from lightning_hessrank.opening import (
     AnyCurvature,
@@ -56,6 +57,8 @@ class Ranks:
     """What was decided for the run, where there is a time budget."""
     notes: tuple[str, ...] = ()
     """What a reader should be told of these numbers."""
+    norms: Mapping[tuple[str, str], Norm] = field(default_factory=dict)
+    """Frobenius norms of the blocks between two layers, where they were asked for."""
 
     @property
     def total(self) -> RankEstimate:

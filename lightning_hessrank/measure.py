@@ -15,8 +15,10 @@ from lightning_hessrank.estimators import choose_method, dense_parts, estimate_r
 from lightning_hessrank.estimators.core import SketchCore
 from lightning_hessrank.hessian import LossCurvature, Progress, SymmetricOperator
 from lightning_hessrank.hessian.memory import memory_limit
+from lightning_hessrank.hessian.pieces import Norm, Piece, Restricted, block_norms, rows_of
 from lightning_hessrank.hessian.verify import SPLIT_TOLERANCE
 from lightning_hessrank.opening import (
+    AnyCurvature,
     by_differences,
     explained,
     opened,
@@ -33,8 +35,8 @@ WITHOUT_LAYERS = (
     "long again; pass max_seconds=None, or a method, to have them"
 )
 
-Layers = Mapping[str, Sequence[str]]
-"""Names of the parameters of each layer."""
+Layers = Mapping[str, Piece]
+"""Layers, or parts of them, by name."""
 
 
 def measure(
@@ -46,6 +48,7 @@ def measure(
     bound: RankBound | None = None,
     max_rank: int | None = None,
     layers: Layers | None = None,
+    norms: bool = False,
     processes: Processes | None = None,
     verify: bool = True,
     counts: bool = True,
@@ -66,6 +69,8 @@ def measure(
         bound: on these ranks; where it is a theorem, a sketch needs no more products than that.
         max_rank: a known upper bound on each of these ranks, instead.
         layers: whose diagonal blocks to measure as well.
+        norms: whether to find the Frobenius norms of the blocks between those, too: exactly where
+            the method is dense, else from random vectors.
         processes: with which the loss is shared; ``None``: with none.
         verify: first compare a product with finite differences.
         counts: also at larger tolerances where that takes more time (sketch).
@@ -147,16 +152,54 @@ def measure(
         else:
             found = {part: rank(operators[part], part, limits[part]) for part in wanted}
         blocks = {
-            name: rank(curvature.operator("total", parameters), "total", None)
-            for name, parameters in (layers or {}).items()
+            name: rank(_block(curvature, piece), "total", None)
+            for name, piece in (layers or {}).items()
         }
+        between: dict[tuple[str, str], Norm] = {}
+        if norms and layers:
+            between = _norms(
+                curvature, layers, processes, exact=method == "dense", seed=seed, progress=progress
+            )
         if resolution:
             found = {part: by_differences(x, resolution) for part, x in found.items()}
             blocks = {name: by_differences(x, resolution) for name, x in blocks.items()}
         loss = sum(processes.gather(curvature.loss))
         doubts = [x.doubt for x in found.values() if x.doubt][:1]  # of the total before its parts
         notes = (*subject.doubts, *doubts)
-        return Ranks(found, blocks, loss, subject.total_samples, unexplained, plan, notes)
+        samples = subject.total_samples
+        return Ranks(found, blocks, loss, samples, unexplained, plan, notes, between)
+
+
+def _block(curvature: AnyCurvature, piece: Piece) -> SymmetricOperator:
+    """The diagonal block of a piece: of whole parameters, or of some rows of these."""
+    operator = curvature.operator("total", tuple(piece))
+    if all(rows == slice(None) for rows in piece.values()):
+        return operator
+    named = zip(curvature.names, curvature.parameters, strict=True)
+    own = {name: x for name, x in named if name in piece}
+    return Restricted(operator, rows_of(piece, own))
+
+
+def _norms(
+    curvature: AnyCurvature,
+    layers: Layers,
+    processes: Processes,
+    *,
+    exact: bool,
+    seed: int,
+    progress: Progress | None,
+) -> dict[tuple[str, str], Norm]:
+    """Norms of the blocks between pieces, by their names."""
+    named = dict(zip(curvature.names, curvature.parameters, strict=True))
+    names = list(layers)
+    found = block_norms(
+        shared(curvature.operator("total"), processes),
+        [rows_of(layers[name], named) for name in names],
+        exact=exact,
+        seed=seed,
+        progress=progress,
+    )
+    return {(names[i], names[j]): norm for (i, j), norm in found.items()}
 
 
 def hessian_matrix(

@@ -493,6 +493,8 @@ class Measurement:
     """Linear bound: of the linear surrogate on the reference data."""
     batch_bound: RankBound | None = None
     layers: Mapping[str, LayerRank] = field(default_factory=dict)
+    block_norms: Mapping[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
+    """Frobenius norm of the Hessian's block between two layers, and its standard error."""
     loss: float = math.nan
     """Loss on the reference data, at the measured weights."""
     seconds: float = 0.0
@@ -610,6 +612,11 @@ class Measurement:
                 name: {"rank": x.rank, "num_parameters": x.num_parameters, "bound": x.bound}
                 for name, x in self.layers.items()
             }
+        if self.block_norms:
+            between: dict[str, dict[str, dict[str, float]]] = {}
+            for (a, b), (norm, error) in self.block_norms.items():
+                between.setdefault(a, {})[b] = {"norm": norm, "std_error": error}
+            record["block_norms"] = between
         return record
 
 

@@ -49,7 +49,8 @@ def test_ranks_of_parts_and_layers(
     pairs: list[tuple[torch.Tensor, torch.Tensor]], method: str
 ) -> None:
     exact = dense_hessian(net(), F.mse_loss, pairs)
-    layers = {"first": ["0.weight", "0.bias"], "last": ["2.weight"]}
+    whole = slice(None)
+    layers = {"first": {"0.weight": whole, "0.bias": whole}, "last": {"2.weight": whole}}
     ranks = measure(subject(net(), *pairs), method=method, layers=layers)
     assert set(ranks.parts) == set(PARTS)
     assert ranks.total.rank == symmetric_rank(exact)

@@ -107,6 +107,13 @@ def measure(
             help="Also the rank of each layer's diagonal block. Default: as the run.",
         ),
     ] = None,
+    fine_layers: Annotated[
+        bool,
+        typer.Option(
+            "--fine-layers",
+            help="Also the blocks of query, key, value and gates, and norms between all blocks.",
+        ),
+    ] = False,
     eigenvalues: Annotated[
         bool,
         typer.Option("--eigenvalues", help="Also save them in the folder eigenvalues (dense)."),
@@ -157,7 +164,7 @@ def measure(
         "method": method,
         "rtol": rtol,
         "module_mode": None if mode is None else mode.value,
-        "layers": layers,
+        "layers": "fine" if fine_layers else layers,
         "seed": seed,
     }
     fixed = {key: _resolved(key, value, own) for key, value in options.items()}

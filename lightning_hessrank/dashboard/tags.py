@@ -107,6 +107,8 @@ def _layers(m: Measurement, name: str) -> Iterator[tuple[str, float]]:
         yield f"{name}-layers/rank/{layer}", found.rank
         if found.bound is not None:
             yield f"{name}-layers/rank_over_bound/{layer}", _ratio(found.rank, found.bound)
+    for (a, b), (norm, _) in m.block_norms.items():
+        yield f"{name}-layers/norm/{a}/{b}", norm
 
 
 def _spectrum(m: Measurement, name: str) -> Iterator[tuple[str, float]]:

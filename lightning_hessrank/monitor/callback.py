@@ -89,7 +89,10 @@ class HessianRankMonitor(Callback):
         module_mode: ``"eval"`` (dropout off, running statistics of batch norm) or ``"train"``
             (every submodule in the mode that training has it in, with randomness frozen to one
             draw).
-        layers: also measure the rank of each layer's diagonal block of the Hessian.
+        layers: also measure the rank of each layer's diagonal block of the Hessian; ``"fine"``: of
+            query, key and value of :class:`torch.nn.MultiheadAttention` and of the gates of
+            recurrent layers each by itself, and the Frobenius norms of the blocks between all of
+            these (exact where the method is dense, else estimates).
         max_seconds: wall time that one measurement may take, everything included; ``None``: no
             limit. What it buys (method, precision, products, samples) is decided at the first
             measurement, said, and kept for the run. Exact methods come first, fewer samples last.
@@ -121,6 +124,7 @@ class HessianRankMonitor(Callback):
             ``measures`` (smooth companions of the rank), ``products``,
             ``ranges`` (relative tolerance -> 95 % interval of an estimate, or the range that the
             count certainly lies in), ``layers`` (name -> rank, num_parameters, bound),
+            ``block_norms`` (name -> name -> norm, std_error),
             ``warnings`` (said since the record before) and ``limited_by`` (in words).
 
     Logged names, with ``name="hessian"``; those of estimates are of their own:
@@ -140,7 +144,8 @@ class HessianRankMonitor(Callback):
                                               ``lambda_min``, ``entropy_rank``, ``stable_rank``,
                                               ``participation_ratio``, and others by name
     ``hessian-layers/rank/LAYER``             rank of a layer's block; ``rank_over_bound/LAYER``,
-                                              ``estimate/LAYER``
+                                              ``estimate/LAYER``; ``norm/LAYER/LAYER``, Frobenius
+                                              norm of the block between two
     ``hessian-data/loss``                     on the reference data, and ``samples``, their number
     ``hessian-time/seconds``                  and ``products``, ``overhead``, ``skipped``
     ========================================  ======================================================
@@ -168,7 +173,7 @@ class HessianRankMonitor(Callback):
         batch_size: int | None = None,
         loss_fn: LossFn | None = None,
         module_mode: Literal["eval", "train"] = "eval",
-        layers: bool = False,
+        layers: bool | Literal["fine"] = False,
         max_seconds: float | None = 60.0,
         max_overhead: float | None = None,
         on_error: Literal["warn", "raise"] = "warn",

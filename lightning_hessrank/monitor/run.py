@@ -30,7 +30,7 @@ from lightning_hessrank.monitor.sharding import Unsharded, check_settings, live_
 from lightning_hessrank.monitor.spectra import save_spectra
 from lightning_hessrank.monitor.stopping import obeying_sigterm
 from lightning_hessrank.network.batches import cut_batch, fingerprint
-from lightning_hessrank.network.function import layers_of
+from lightning_hessrank.network.pieces import fine_pieces, layer_pieces
 from lightning_hessrank.processes import Processes
 from lightning_hessrank.results import (
     BoundNotAvailableError,
@@ -189,6 +189,7 @@ class Run:
             bound=bound,
             batch_bound=batch_bound,
             layers=layer_ranks(ranks, series.bound),
+            block_norms=dict(ranks.norms),
             loss=ranks.loss,
             seconds=time.perf_counter() - began,
             overhead=series.clock.overhead(),
@@ -317,6 +318,11 @@ class Run:
             self.series.difference_rtol = ranks.total.rtol
         self.series.verified = True
 
+    def _layers(self, subject: Subject) -> dict[str, dict[str, slice]] | None:
+        if self._settings.layers == "fine":
+            return fine_pieces(subject.shadow, subject.parameters)
+        return layer_pieces(subject.parameters) if self._settings.layers else None
+
     def _ranks(self, subject: Subject, place: Place, deadline: float | None) -> Ranks:
         series, settings = self.series, self._settings
         method, rtol = series.meaning["method"], series.meaning["rtol"]
@@ -329,7 +335,8 @@ class Run:
                     method=method,
                     rtol=rtol,
                     bound=series.bound,
-                    layers=layers_of(subject.parameters) if settings.layers else None,
+                    layers=self._layers(subject),
+                    norms=settings.layers == "fine",
                     processes=self.processes,
                     # without a check there is no telling that products must be differences
                     verify=not series.verified or series.difference_rtol is not None,

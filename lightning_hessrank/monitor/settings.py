@@ -38,7 +38,7 @@ class Settings:
     batch_size: int | None = None
     loss_fn: LossFn | None = None
     module_mode: Literal["eval", "train"] = "eval"
-    layers: bool = False
+    layers: bool | Literal["fine"] = False
     max_seconds: float | None = 60.0
     max_overhead: float | None = None
     on_error: Literal["warn", "raise"] = "warn"
@@ -63,7 +63,9 @@ class Settings:
             raise TypeError(
                 f"loss_fn must be a function loss_fn(module, batch) -> scalar, got {self.loss_fn!r}"
             )
-        for name in ("layers", "progress_bar", "prog_bar"):
+        if not isinstance(self.layers, bool) and self.layers != "fine":
+            raise TypeError(f"layers must be True, False or 'fine', got {self.layers!r}")
+        for name in ("progress_bar", "prog_bar"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
         _check_seconds("max_seconds", self.max_seconds)

@@ -37,9 +37,9 @@ def check_settings(settings: Settings) -> None:
         )
     if settings.layers:
         raise UnsupportedStrategyError(
-            "layers=True needs exact ranks of diagonal blocks, which need a whole copy of the "
-            "module, and ModelParallelStrategy leaves every process with a part of it; pass "
-            "layers=False"
+            f"layers={settings.layers!r} needs exact ranks of diagonal blocks, which need a whole "
+            "copy of the module, and ModelParallelStrategy leaves every process with a part of it; "
+            "pass layers=False"
         )
 
 

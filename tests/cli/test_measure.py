@@ -378,6 +378,9 @@ def test_options_have_their_effect(run: list[dict[str, Any]], hessrank: Any) -> 
     assert shifted[0]["loss"] != plain[0]["loss"]
     assert two[0]["rank_outer"] == 6 < plain[0]["rank_outer"]
     hessrank(*COMMAND, "--layers", "--mode", "train", "--output", "layers")
+    hessrank(*COMMAND, "--fine-layers", "--output", "fine")
+    fine = torch.load("fine/monitor.pt", weights_only=True)["monitor"]["history"][0]
+    assert sum(map(len, fine["block_norms"].values())) == 1
     state = torch.load("layers/monitor.pt", weights_only=True)
     assert len(state["monitor"]["history"][0]["layers"]) == 2
     assert state["settings"]["module_mode"] == state["monitor"]["meaning"]["module_mode"] == "train"

@@ -10,6 +10,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lightning_hessrank import HessianRankMonitor, measure
 from lightning_hessrank.monitor import bounds
@@ -17,6 +18,7 @@ from lightning_hessrank.monitor.callback import HessianRankWarning
 from lightning_hessrank.monitor.log import logger as console
 from lightning_hessrank.results import RankBound
 from lightning_hessrank.tolerance import numerical_rank
+from tests.oracles import dense_hessian
 from tests.training import QUIET, TRAINS, loader, memory_logger, plain_module
 
 pytestmark = TRAINS
@@ -90,6 +92,57 @@ def test_layers_have_the_ranks_of_their_diagonal_blocks() -> None:
         assert isinstance(block, torch.Tensor)
         assert found["rank"] == numerical_rank(torch.linalg.eigvalsh(block)).rank
         assert found["num_parameters"] == sum(sizes)
+
+
+class Attentive(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.head = nn.MultiheadAttention(4, 2, batch_first=True), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.stack([x, x.roll(1, 1), x.square()], 1)
+        return self.head(self.attention(x, x, x, need_weights=False)[0].mean(1))
+
+
+@pytest.mark.parametrize(("method", "rtol"), [("dense", None), ("lanczos", 0.1)])
+def test_fine_layers_are_blocks_of_the_dense_hessian(method: str, rtol: float | None) -> None:
+    torch.manual_seed(0)
+    net = Attentive().double()
+    inputs, labels = next(iter(loader(6)))
+    with sdpa_kernel(SDPBackend.MATH):
+        full = dense_hessian(net, nn.functional.cross_entropy, [(inputs.double(), labels)])
+    logger = memory_logger(pl)
+    monitor = HessianRankMonitor(
+        method=method, rtol=rtol, layers="fine", data=(inputs, labels), on_error="raise"
+    )
+    fit(monitor, net, precision="64-true", max_epochs=1, logger=logger)
+    record = monitor.history[0]
+    # in_proj_weight, in_proj_bias, out_proj.weight, out_proj.bias, head.weight, head.bias
+    thirds = {
+        part: [*range(16 * i, 16 * i + 16), *range(48 + 4 * i, 52 + 4 * i)]
+        for i, part in enumerate(("query", "key", "value"))
+    }
+    rows = {f"net.attention.{part}": x for part, x in thirds.items()}
+    rows |= {"net.attention.out_proj": [*range(60, 80)], "net.head": [*range(80, 95)]}
+    assert list(record["layers"]) == list(rows)
+    for name, found in record["layers"].items():
+        block = full[rows[name]][:, rows[name]]
+        values = torch.linalg.eigvalsh(block)
+        assert found["num_parameters"] == len(rows[name])
+        if method == "dense":
+            assert found["rank"] == numerical_rank(values).rank
+    norms = record["block_norms"]
+    assert sum(map(len, norms.values())) == 10
+    for a, others in norms.items():
+        for b, norm in others.items():
+            true = float(full[rows[a]][:, rows[b]].norm())
+            assert norm["norm"] == pytest.approx(
+                true, abs=1e-10 if method == "dense" else 5 * norm["std_error"]
+            )
+            assert (norm["std_error"] == 0) == (method == "dense")
+    tag = "hessian-layers/norm/net.attention.query/net.attention.key"
+    logged = next(x for _, x in logger.logged if tag in x)
+    assert logged[tag] == norms["net.attention.query"]["net.attention.key"]["norm"]
 
 
 def test_metrics_reach_trainer_loggers_and_progress_bar() -> None:

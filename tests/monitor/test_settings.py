@@ -141,7 +141,7 @@ def test_arguments_and_defaults_are_those_of_the_documentation() -> None:
             TypeError,
             "loss_fn must be a function loss_fn(module, batch) -> scalar, got 'mse'",
         ),
-        ({"layers": 2}, TypeError, "layers must be True or False, got 2"),
+        ({"layers": 2}, TypeError, "layers must be True, False or 'fine', got 2"),
         ({"name": ""}, ValueError, "name must be a non-empty string, got ''"),
         (
             {"name": "run/hessian"},

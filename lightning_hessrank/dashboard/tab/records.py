@@ -68,7 +68,8 @@ def compact(record: Mapping[str, Any], counts: Mapping[str, float] | None = None
         record: one of ``monitor.history``; unknown entries are kept.
         counts: by label of the tolerance; ``None``: those of the record.
     """
-    found = {k: v for k, v in record.items() if k not in ("layers", "counts", "ranges")}
+    apart = ("layers", "block_norms", "counts", "ranges")
+    found = {k: v for k, v in record.items() if k not in apart}
     found["counts"] = counts if counts is not None else _labelled(record.get("counts", {}), record)
     if record.get("ranges"):
         found["ranges"] = _labelled(record["ranges"], record)
