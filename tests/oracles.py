@@ -124,13 +124,14 @@ def exact_ranks(
     # The outer part from a factor: JᵀSJ itself has the squared condition number.
     if loss in ("cross_entropy", nn.functional.cross_entropy) and parts["outputs"].ndim == 2:
         factor = softmax_root(parts["outputs"]) @ J.unflatten(0, parts["outputs"].shape)
-        factor = factor.flatten(0, 1)
+        factor = factor.flatten(0, 1) / len(parts["outputs"]) ** 0.5
+        outer = factor.T @ factor  # S itself, of numbers near 1, has lost digits
     else:
         values, vectors = torch.linalg.eigh(S)
         root = values.abs().sqrt() * (values.abs() > 1e-13 * values.abs().max())
-        factor = root[:, None] * (vectors.T @ J)
+        factor, outer = root[:, None] * (vectors.T @ J), J.T @ S @ J
     return {
-        "total": symmetric_rank(functional + J.T @ S @ J),
+        "total": symmetric_rank(functional + outer),
         "outer": matrix_rank(factor),
         "functional": symmetric_rank(functional),
     }

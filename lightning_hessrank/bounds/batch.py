@@ -20,7 +20,9 @@ enter in another way count in full, which is a bound whatever they do. That no u
 checked by the gradient: it must be the sum over the uses.
 
 The parts, with outputs ``F``: the columns of ``J`` see ``V a_n`` only, hence ``rank(H_o) ≤ Σ_l Σ_i
-α_i``, and at most the rank of the loss's curvature by the outputs (``N K'``). The functional part
+α_i``, and at most the rank of the loss's curvature by the outputs (``N K'``), or of what a layer
+that all goes through lets pass (:func:`~lightning_hessrank.bounds.columns.cut_rank`). The
+functional part
 is the Hessian of ``⟨r, F⟩`` with the residuals ``r`` held fixed, so the argument holds for that
 loss; positions that its gradient is affine in (the last layer's, those of a piecewise linear
 unit that nothing multiplies) do not count in ``α``.
@@ -33,7 +35,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from lightning_hessrank.bounds.columns import use_rank
+from lightning_hessrank.bounds.columns import cut_rank, use_rank
 from lightning_hessrank.bounds.live import LiveBatch, read_batch
 from lightning_hessrank.network.function import Evaluation, layer_name, layers_of
 from lightning_hessrank.results import (
@@ -99,7 +101,9 @@ def batch_bound_of(
     outer = functional = None
     if _has_parts(batches):
         seen = sum(batch.curved_outputs or 0 for batch in batches)
-        outer = min(p, seen, sum(x.outer or 0 for x in bounds))
+        joined = [[batch.uses[i] for batch in batches] for i in range(len(batches[0].uses))]
+        cuts = [rank for uses in joined if (rank := cut_rank(uses)) is not None]
+        outer = min(p, seen, sum(x.outer or 0 for x in bounds), *cuts)
         functional = min(p, sum(x.functional for x in bounds))
         if all(batch.passes_through for batch in batches):
             total = min(total, outer + functional)

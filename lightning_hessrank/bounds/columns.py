@@ -105,6 +105,31 @@ def use_rank(batches: Sequence[LiveUse], part: Part, before: int) -> int:
     return min(total, own + min(others, before))
 
 
+def cut_rank(batches: Sequence[LiveUse]) -> int | None:
+    """Bound the rank of the outer part by what a layer lets pass, where all goes through it.
+
+    Its output changes by ``δW a + W δa``: for every position by something in the range of ``W``,
+    and modulo that, of dimension ``r``, by a map of the inputs: ``rank(J) ≤ r · positions + (m - r)
+    α``.
+
+    Returns:
+        ``None`` where other ways lead past the layer, or it has groups.
+    """
+    layer = batches[0].use.layer
+    groups, m, c, k = layer.slices
+    if groups != 1 or not all(u.is_cut for u in batches):
+        return None
+    weight = layer.to_slices(layer.weight.detach()).reshape(m, c * k).to("cpu", torch.float64)
+    if all(u.use.behind_softmax for u in batches):
+        weight, m = weight - weight.mean(0), m - 1
+    passed = min(m, c * k)
+    if weight.numel() <= MAX_EXACT**2:
+        passed = min(passed, matrix_rank(weight))
+    positions = sum(u.use.output.numel() for u in batches) // layer.slices[1]
+    (inputs,) = input_spans(batches, "outer")
+    return passed * positions + (m - passed) * inputs.union.rank
+
+
 def _reads_once(layer: Layer) -> bool:
     """Whether every place of the input is read by one tap at one position, at most."""
     if layer.geometry is None:

@@ -39,6 +39,8 @@ class LiveUse:
     """Of the loss at the layer's output, of its shape."""
     residual_signal: Tensor
     """Of ``⟨r, F⟩`` with the residuals ``r`` held fixed."""
+    is_cut: bool = False
+    """Whether all that the outputs know of the parameters goes through this use."""
     reached: Mapping[Part, Tensor] = field(default_factory=dict)
     """Which numbers of the output the derivatives that make up a part depend on."""
     moved: Tensor | None = None
@@ -96,10 +98,11 @@ def read_batch(evaluate: Callable[[], Evaluation], parameters: Mapping[str, Tens
     held = gradients(outputs, at, residuals)[: len(uses)] if outputs else signals
     reached = _reached(loss, outputs, residuals, uses, parameters)
     moved = _moved(uses, parameters)
+    cuts = [_is_cut(use, outputs, parameters) for use in uses]
     return LiveBatch(
         loss,
         tuple(outputs),
-        [LiveUse(*found) for found in zip(uses, signals, held, reached, moved, strict=True)],
+        [LiveUse(*found) for found in zip(uses, signals, held, cuts, reached, moved, strict=True)],
         uncovered,
         uncovered - recorder.touched,
         _curved_outputs(outputs, slopes, shifts) if outputs else None,
@@ -229,6 +232,15 @@ def balanced(matrix: Tensor) -> Tensor:
         scale = torch.where(size > 0, size.rsqrt(), torch.ones_like(size))
         matrix = scale[:, None] * matrix * scale
     return matrix
+
+
+def _is_cut(use: RecordedUse, outputs: Sequence[Tensor], parameters: Mapping[str, Tensor]) -> bool:
+    """Whether outputs depend on parameters through one use of a layer only, its bias apart."""
+    bias = use.layer.bias if use.has_bias else None
+    own = {id(x) for name, x in parameters.items() if name not in use.names or x is not bias}
+    return bool(outputs) and not any(
+        id(getattr(node, "variable", None)) in own for node, _ in graph_edges(outputs, [use.output])
+    )
 
 
 def _passes_through(

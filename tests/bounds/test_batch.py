@@ -222,6 +222,36 @@ def test_a_loss_that_is_flat_in_the_output_has_no_outer_part() -> None:
     assert bound.functional == bound.total >= exact_rank(model, functional.l1_loss, x, y)
 
 
+class Beside(nn.Module):
+    """A narrow layer with a way past it, or none."""
+
+    def __init__(self, *, past: bool) -> None:
+        super().__init__()
+        self.narrow, self.wide = nn.Linear(6, 2), nn.Linear(2, 5)
+        self.other = nn.Linear(6, 5) if past else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.wide(self.narrow(x).tanh())
+        return z if self.other is None else z + self.other(x).tanh()
+
+
+@pytest.mark.parametrize("loss", ["mse_loss", "cross_entropy"])
+def test_a_narrow_layer_lets_no_more_pass(loss: str) -> None:
+    """Two numbers of each of 9 samples, and beside them a map of 2 + 1 inputs to what is left."""
+    x = torch.randn(9, 6)
+    y = torch.randn(9, 5) if loss == "mse_loss" else torch.randint(5, (9,))
+    outer = 2 * 9 + ((5 if loss == "mse_loss" else 4) - 2) * 3
+    of_loss = getattr(functional, loss)
+    model = Beside(past=False)
+    assert batch_bound(model, loss, (x, y)).outer == outer
+    assert exact_ranks(model, x, of_loss, y)["outer"] == outer
+    # the batches are joined: the map of the inputs is the same for all
+    assert batch_bound(model, loss, [(x[:4], y[:4]), (x[4:], y[4:])]).outer == outer
+    around = Beside(past=True)
+    exact = exact_ranks(around, x, of_loss, y)["outer"]
+    assert batch_bound(around, loss, (x, y)).outer >= exact > outer
+
+
 @pytest.mark.parametrize("loss", ["cross_entropy", "binary_cross_entropy_with_logits"])
 def test_outputs_of_which_a_loss_is_certain_count(loss: str) -> None:
     """Their curvature is far below rounding of that of others, but not zero."""
