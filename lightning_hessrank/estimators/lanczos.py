@@ -22,7 +22,7 @@ from lightning_hessrank.tolerance import COUNT_TOLERANCES, check_rtol
 DEFAULT_RTOL = 1e-3
 DEFAULT_PRODUCTS = 1200
 #: Products with each start vector that are worth more than another start vector.
-POWERS = 16
+POWERS = 10
 
 
 class UnresolvedError(ArithmeticError):

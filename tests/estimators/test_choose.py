@@ -16,6 +16,7 @@ from lightning_hessrank.estimators import (
     lanczos_rank,
     sketch_rank,
 )
+from lightning_hessrank.estimators.lanczos import default_probes
 from lightning_hessrank.hessian import DenseOperator, LossCurvature
 from lightning_hessrank.hessian.parts import PartOperator
 from tests.estimators.planted import planted
@@ -190,3 +191,30 @@ def test_cost_of_a_dense_matrix_is_asked_only_where_it_fits(monkeypatch) -> None
     assert asked == []
     choose_method(operator)
     assert asked == [operator.dim]
+
+
+@pytest.mark.parametrize(
+    ("block", "products", "probes"),
+    [
+        (8, 80, 8),
+        (8, 79, 4),
+        (8, 40, 4),
+        (8, 39, 2),
+        (8, 3, 2),
+        (1, 40, 4),
+        (1, 39, 2),
+        (8, 300, 8),
+    ],
+)
+def test_probes_are_given_up_for_powers_of_the_matrix(
+    block: int, products: int, probes: int
+) -> None:
+    operator = planted(torch.logspace(0, -3, 300))
+    operator.block_size = block
+    assert default_probes(operator, products) == probes
+
+
+def test_probes_of_a_small_matrix_are_not_given_up() -> None:
+    """Its whole space fits, whatever the number of probes."""
+    operator = planted(torch.logspace(0, -3, 30))
+    assert default_probes(operator, 30) == 8
