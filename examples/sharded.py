@@ -89,7 +89,7 @@ def sequences(count: int) -> TensorDataset:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=12.0, help="of one measurement")
     parser.add_argument("--logdir", default="runs")
     args = parser.parse_args(argv)

@@ -126,8 +126,13 @@ class Run:
             )
 
     def _cut(self, module: Any, batch: Any, samples: int) -> Any:
-        """Keep some samples of a batch, or all where they cannot be told apart; say so."""
+        """Keep some samples of a batch, or all where they cannot be told apart; say so.
+
+        A sharded module cannot be copied for that (trying to is slow): it is taken at its word.
+        """
         size, self._was_cut = self._settings.batch_size, True
+        if self.processes.sharded:
+            return cut_batch(batch, samples, size)
         try:
             step = module_step(module, self._settings.loss_fn)
             trainer = getattr(module, "_trainer", None)

@@ -70,7 +70,7 @@ def live_module(
     live = LiveModule(
         module,
         batches,
-        module_step(module, settings.loss_fn),
+        module_step(module, settings.loss_fn, watched=False),  # differences ask for the loss alone
         processes,
         training=None if series.meaning["module_mode"] == "train" else False,
         seed=settings.seed,

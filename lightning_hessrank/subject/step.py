@@ -43,15 +43,20 @@ class StepResult(NamedTuple):
 Step = Callable[[nn.Module, Any], StepResult]
 
 
-def module_step(module: nn.Module, loss_fn: LossFn | None = None) -> Step:
+def module_step(module: nn.Module, loss_fn: LossFn | None = None, *, watched: bool = True) -> Step:
     """Return the step of a ``LightningModule``: its ``training_step``, or the user's ``loss_fn``.
+
+    Args:
+        module: whose step it is.
+        loss_fn: the user's own.
+        watched: whether outputs are sought, for which every call of PyTorch inside is looked at.
 
     Raises:
         ManualOptimizationError: the module steps its optimisers itself and there is no ``loss_fn``.
         UnusableStepError: the ``training_step`` cannot be called with a batch.
     """
     if loss_fn is not None:
-        return _Step("loss_fn", lambda shadow, batch, _: (loss_fn(shadow, batch), ()))
+        return _Step("loss_fn", lambda shadow, batch, _: (loss_fn(shadow, batch), ()), watched)
     if not getattr(module, "automatic_optimization", True):
         raise ManualOptimizationError(
             "the module uses manual optimisation, so its training_step is not a loss function; "
@@ -70,10 +75,10 @@ def module_step(module: nn.Module, loss_fn: LossFn | None = None) -> Step:
     def run(shadow: Any, batch: Any, recorder: OutputRecorder) -> tuple[Any, Sequence[Tensor]]:
         return shadow.training_step(batch, *arguments), ()
 
-    return _Step("training_step", run)
+    return _Step("training_step", run, watched)
 
 
-def model_step(loss_fn: Callable[[Any, Any], Any]) -> Step:
+def model_step(loss_fn: Callable[[Any, Any], Any], *, watched: bool = True) -> Step:
     """Return the step ``loss_fn(model(inputs), targets)`` on batches ``(inputs, targets)``.
 
     Where the loss itself does not say what its output is, that is what the model returns.
@@ -84,7 +89,7 @@ def model_step(loss_fn: Callable[[Any, Any], Any]) -> Step:
         outputs = recorder.returned(call(model, inputs))
         return loss_fn(outputs, targets), list_tensors(outputs)
 
-    return _Step("loss_fn", run)
+    return _Step("loss_fn", run, watched)
 
 
 class _Step:
@@ -94,14 +99,16 @@ class _Step:
         name: of what gives the loss.
         run: from module, batch and the recorder that watches, to what gives the loss and what the
             model returned, if that is known.
+        watched: whether outputs are sought.
     """
 
     def __init__(
         self,
         name: str,
         run: Callable[[Any, Any, OutputRecorder], tuple[Any, Sequence[Tensor]]],
+        watched: bool = True,
     ) -> None:
-        self._name = name
+        self._name, self._watched = name, watched
         self._run = run
         # Calls of modules whose results are outputs, some of which are computed from others.
         self._gated: frozenset[int] = frozenset()
@@ -109,6 +116,9 @@ class _Step:
     def __call__(self, module: nn.Module, batch: Any) -> StepResult:
         """Run once; where gates have to be put between outputs, the next run has them."""
         recorder = OutputRecorder(batch)
+        if not self._watched:
+            result, _ = self._run(module, batch, recorder)
+            return StepResult(_loss_of(self._name, result)[0], ())
         with ReturnRecorder(module, self._gated, recorder.watch) as modules, recorder:
             result, returned = self._run(module, batch, recorder)
         loss, named = _loss_of(self._name, result)

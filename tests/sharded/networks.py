@@ -16,17 +16,17 @@ from torch.distributed.tensor.parallel import (
 )
 from torch.utils.checkpoint import checkpoint
 
-SAMPLES = (5, 4)
-"""Of each process's share: means over shares are not the mean over samples."""
+SAMPLES = 9
+"""That no number of shares divides: means over shares are not the mean over samples."""
 
 
 class MLP(nn.Module):
-    """Three layers; seven rows and others do not divide evenly among processes."""
+    """Three layers; five rows and three do not divide evenly among processes."""
 
-    def __init__(self, width: int = 7, *, checkpointed: bool = False) -> None:
+    def __init__(self, width: int = 5, *, checkpointed: bool = False) -> None:
         super().__init__()
-        self.first, self.second = nn.Linear(4, width), nn.Linear(width, 5)
-        self.last = nn.Linear(5, 3)
+        self.first, self.second = nn.Linear(4, width), nn.Linear(width, 3)
+        self.last = nn.Linear(3, 3)
         self.checkpointed = checkpointed
 
     def forward(self, x: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ class Statistics(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.norm, self.last = nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 3)
+        self.first, self.norm, self.last = nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 3)
         self.drop = nn.Dropout(0.3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -75,10 +75,18 @@ BUILD: dict[str, Callable[[], nn.Module]] = {
     "frozen": frozen,
     "checkpointed": lambda: MLP(checkpointed=True),
     "statistics": Statistics,
+    "accumulated": MLP,
     "single": MLP,
     "bfloat16": MLP,
-    "tensor": lambda: MLP(8),
+    "float16": MLP,
+    "autocast": MLP,
+    "hybrid": MLP,
+    "tensor": lambda: MLP(4),
 }
+#: That train in float32, or compute in less.
+SINGLE = ("single", "bfloat16", "float16", "autocast")
+#: What FSDP casts parameters to.
+POLICIES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def build(name: str) -> nn.Module:
@@ -89,7 +97,7 @@ def build(name: str) -> nn.Module:
 
 def precision(name: str) -> torch.dtype:
     """That the network trains in."""
-    return torch.float32 if name in ("single", "bfloat16") else torch.float64
+    return torch.float32 if name in SINGLE else torch.float64
 
 
 def shard(net: Any, mesh: DeviceMesh, name: str) -> None:
@@ -98,8 +106,8 @@ def shard(net: Any, mesh: DeviceMesh, name: str) -> None:
     if name == "tensor":
         plan = {"first": ColwiseParallel(), "second": RowwiseParallel()}
         parallelize_module(net, mesh["tensor_parallel"], plan)
-    if name == "bfloat16":
-        options["mp_policy"] = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
+    if name in POLICIES:
+        options["mp_policy"] = MixedPrecisionPolicy(param_dtype=POLICIES[name])
     if name != "tied":
         for layer in net.children():
             if any(True for _ in layer.parameters()):
@@ -107,10 +115,10 @@ def shard(net: Any, mesh: DeviceMesh, name: str) -> None:
     fully_shard(net, **options)
 
 
-def data(dtype: torch.dtype = torch.float64) -> list[tuple[Tensor, Tensor]]:
+def data(dtype: torch.dtype = torch.float64, shares: int = 2) -> list[tuple[Tensor, Tensor]]:
     """A batch for each share of the data."""
     generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(sum(SAMPLES), 4, generator=generator, dtype=torch.float64)
-    labels = torch.randint(0, 3, (sum(SAMPLES),), generator=generator)
-    shares = zip(inputs.to(dtype).split(SAMPLES), labels.split(SAMPLES), strict=True)
-    return list(shares)
+    inputs = torch.randn(SAMPLES, 4, generator=generator, dtype=torch.float64)
+    labels = torch.randint(0, 3, (SAMPLES,), generator=generator)
+    pairs = zip(inputs.to(dtype).tensor_split(shares), labels.tensor_split(shares), strict=True)
+    return list(pairs)

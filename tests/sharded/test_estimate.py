@@ -9,16 +9,16 @@ import torch
 import torch.nn.functional as F
 
 from tests.sharded.networks import data
-from tests.sharded.processes import findings, launch, wide_network
+from tests.sharded.processes import CASES, findings, once, wide_network
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    path = tmp_path_factory.mktemp("counted") / "run"
-    launch(path, "tests.sharded.processes", "collectives", "deadline", "unsynchronised", "wide")
-    return findings(path)
+    path = once(tmp_path_factory, "sharded-counts", tuple(CASES))
+    each = {name: findings(path, name) for name in CASES}
+    return [{name: found[i] for name, found in each.items()} for i in range(2)]
 
 
 def test_a_product_takes_the_collectives_of_two_steps_of_training(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,13 +23,15 @@ from lightning_hessrank.monitor.sharding import Unsharded, check_settings
 from lightning_hessrank.processes import Processes, UnsupportedStrategyError
 from lightning_hessrank.results import BoundNotAvailableError
 from tests.sharded import training
-from tests.sharded.processes import launch
+from tests.sharded.processes import findings, once
 from tests.training import dataset, differences
 
 #: What is put back, each with a control that leaves it out.
 CONTROLS = ("shards", "state", "generators", "logging", "gradients", "frozen")
+KINDS = ("", "-accumulated", "-autocast")
 MODES = (
-    *("alone", "plain", "alone-accumulated", "plain-accumulated"),
+    *(f"{who}{kind}" for kind in KINDS for who in ("alone", "monitored")),
+    "resumed",
     *("failing-gradient", "failing-forward", "dense"),
     *(f"without-{what}" for what in CONTROLS),
 )
@@ -38,13 +39,7 @@ MODES = (
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("sharded") / "run"
-    launch(path, "tests.sharded.training", *MODES)
-    return path
-
-
-def findings(out: Path, mode: str) -> list[dict[str, Any]]:
-    return [pickle.loads(Path(f"{out}.{mode}.{rank}").read_bytes()) for rank in range(2)]
+    return once(tmp_path_factory, "sharded-training", MODES)
 
 
 def disturbed(out: Path, mode: str, alone: str = "alone") -> list[list[str]]:
@@ -53,10 +48,10 @@ def disturbed(out: Path, mode: str, alone: str = "alone") -> list[list[str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("accumulated", ["", "-accumulated"])
-def test_training_is_bitwise_the_same(out: Path, accumulated: str) -> None:
-    assert disturbed(out, f"plain{accumulated}", f"alone{accumulated}") == [[], []]
-    for found in findings(out, f"plain{accumulated}"):
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_is_bitwise_the_same(out: Path, kind: str) -> None:
+    assert disturbed(out, f"monitored{kind}", f"alone{kind}") == [[], []]
+    for found in findings(out, f"monitored{kind}"):
         assert len(found["histories"][0]) > 1
 
 
@@ -68,11 +63,23 @@ def test_each_thing_that_is_put_back_has_to_be(out: Path, what: str) -> None:
 
 @pytest.mark.slow
 def test_every_process_has_the_same_history(out: Path) -> None:
-    ours, theirs = (found["histories"][0] for found in findings(out, "plain"))
+    ours, theirs = (found["histories"][0] for found in findings(out, "monitored"))
     assert [record["step"] for record in ours] == [0, 2, 4]
     assert ours[0]["num_samples"] == 8  # max_samples counts in total
     for key in ("step", "tolerance", "loss", "reference", "counts", "num_parameters"):
         assert [record[key] for record in ours] == [record[key] for record in theirs]
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_from_its_checkpoint_keeps_its_history(out: Path) -> None:
+    whole, resumed = (findings(out, mode) for mode in ("monitored", "resumed"))
+    for ours, theirs in zip(resumed, whole, strict=True):
+        (history,), (expected,) = ours["histories"], theirs["histories"]
+        assert [record["step"] for record in history] == [0, 2, 4]
+        assert history[1]["loss"] == expected[1]["loss"]  # of the part before
+        assert history[0] == ours["before"][0]
+        assert history[2]["num_parameters"] == expected[2]["num_parameters"]
+        assert not any("differ" in text for text in ours["said"])  # the reference is the same
 
 
 @pytest.mark.slow
@@ -117,10 +124,10 @@ def test_refusals_say_what_to_ask_instead() -> None:
 @pytest.mark.slow
 def test_the_bound_is_that_of_the_whole_module(out: Path) -> None:
     """On the eight samples of both processes together."""
-    net = training.Module(torch.float64).net.eval()
+    net = training.Module().double().net.eval()
     samples = torch.stack([x for x, _ in dataset(8)]).double()
     expected = rank_bound(net, samples, loss="cross_entropy", data=samples)
-    for found in findings(out, "plain"):
+    for found in findings(out, "monitored"):
         records = found["histories"][0]
         assert [record["bound"] for record in records] == [expected.total] * 3
         assert not any(record["bound_is_theorem"] for record in records)  # it has a tanh

@@ -1,24 +1,20 @@
-"""Runs under ``ModelParallelStrategy``: ``python -m tests.sharded.training OUT 2 MODES``.
-
-Writes each process's findings to ``OUT.<mode>.<rank>``.
-"""
+"""Runs under ``ModelParallelStrategy``, each by the name of its mode, in processes that exist."""
 
 from __future__ import annotations
 
-import logging
 import os
-import pickle
 import random
-import sys
+import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from pathlib import Path
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
+import pytest
 import pytorch_lightning as pl
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 import torchmetrics
 from pytorch_lightning.strategies import ModelParallelStrategy
@@ -27,7 +23,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader
 
 from lightning_hessrank import HessianRankMonitor
-from lightning_hessrank.sharded import estimate, live
+from lightning_hessrank.monitor import bounds
+from lightning_hessrank.results import RankBound
+from lightning_hessrank.sharded import differences, estimate, live
 from lightning_hessrank.sharded.live import LiveModule
 from tests.sharded.networks import MLP
 from tests.training import QUIET, dataset, memory_logger, snapshot
@@ -39,12 +37,10 @@ SAMPLES, BATCH = 22, 6
 class Module(pl.LightningModule):
     """A sharded network, whose step changes and draws from everything that it can reach."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(3)
-        self.net = nn.Sequential(MLP(), nn.BatchNorm1d(3), nn.Dropout(0.2), nn.Linear(3, 3)).to(
-            dtype
-        )
+        self.net = nn.Sequential(MLP(), nn.BatchNorm1d(3), nn.Dropout(0.2), nn.Linear(3, 3))
         self.teacher = nn.Linear(4, 3).requires_grad_(False)
         self.accuracy = torchmetrics.classification.MulticlassAccuracy(3)
         self.register_buffer("calls", torch.zeros(1))
@@ -68,7 +64,7 @@ class Module(pl.LightningModule):
         noise += float(torch.rand((), generator=self.own_generator))
         noise += float(self.own_numpy.standard_normal())
         inputs += 0.01 * noise
-        logits = self.net(inputs.to(self.net[3].weight.dtype))
+        logits = self.net(inputs)
         loss = F.cross_entropy(logits, labels)
         self.losses.append(float(loss.detach()))
         self.accuracy(logits.detach(), labels)
@@ -183,53 +179,66 @@ def failing(where: str) -> Iterator[None]:
 owner: dict[str, Any] = {}
 
 
+@contextmanager
+def brief(kind: str) -> Iterator[None]:
+    """As few products as disturb training, and can be failed at; a bound in one run only."""
+    stub = RankBound(9, 5, 4, (), 9, "closed-form", is_theorem=False, reason="It is a stub.")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(estimate, "DEFAULT_PRODUCTS", estimate.FEWEST if kind == "monitored" else 8)
+        if kind != "monitored":
+            patch.setattr(differences, "RUNGS", 3)
+            patch.setattr(bounds, "reference_bound", lambda subject, **options: stub)
+        yield
+
+
 def train(mode: str) -> dict[str, Any]:
+    """Train twice two steps, with what the mode says; return what is there at the end."""
+    kind, _, detail = mode.partition("-")
     pl.seed_everything(0, verbose=False)
     np.random.seed(0)
-    kind, _, detail = mode.partition("-")
-    module = owner["module"] = Module(torch.float64 if kind == "exact" else torch.float32)
+    module = owner["module"] = Module()
     options: dict[str, Any] = {"max_samples": 8, "max_seconds": None, "progress_bar": False}
     options |= {"every_n_steps": 2, **({"method": "dense"} if kind == "dense" else {})}
-    # enough to disturb training, and to fail at; a whole spectrum takes longer
-    estimate.DEFAULT_PRODUCTS = 1200 if kind == "exact" else estimate.FEWEST
-    monitors = [] if kind == "alone" else [HessianRankMonitor(**options)]
     findings = Findings()
-    logger = memory_logger(pl)
-    trainer = pl.Trainer(
-        **{**QUIET, "max_epochs": 2, "logger": logger, "log_every_n_steps": 1},
-        accumulate_grad_batches=2 if detail == "accumulated" else 1,
-        precision="bf16-mixed" if detail == "autocast" else "32-true",
-        strategy=ModelParallelStrategy(
-            data_parallel_size=2, tensor_parallel_size=1, process_group_backend="gloo"
-        ),
-        devices=2,
-        callbacks=[*monitors, findings],
-    )
-    change = nullcontext()
-    if kind == "without":
-        change = left_out(detail)
-    if kind == "failing":
-        change = failing(detail)
-    with warnings.catch_warnings(record=True) as said, change:
+
+    def trainer(max_epochs: int = 2) -> pl.Trainer:
+        monitors = [] if kind == "alone" else [HessianRankMonitor(**options)]
+        logger = memory_logger(pl)
+        return pl.Trainer(
+            **{**QUIET, "max_epochs": max_epochs, "logger": logger, "log_every_n_steps": 1},
+            accumulate_grad_batches=2 if detail == "accumulated" else 1,
+            precision="bf16-mixed" if detail == "autocast" else "32-true",
+            strategy=ModelParallelStrategy(
+                data_parallel_size=2, tensor_parallel_size=1, process_group_backend="gloo"
+            ),
+            devices=2,
+            callbacks=[*monitors, findings],
+        )
+
+    change: dict[str, Any] = {"without": left_out, "failing": failing}
+    loader = DataLoader(dataset(SAMPLES), batch_size=BATCH)
+    checkpoint = None
+    with ExitStack() as stack:
+        said = stack.enter_context(warnings.catch_warnings(record=True))
         warnings.simplefilter("always")
-        trainer.fit(module, DataLoader(dataset(SAMPLES), batch_size=BATCH))
+        stack.enter_context(brief(kind))
+        stack.enter_context(change.get(kind, lambda _: nullcontext())(detail))
+        if kind == "resumed":
+            first = trainer(max_epochs=1)
+            first.fit(module, loader)
+            folder = [tempfile.mkdtemp()]
+            dist.broadcast_object_list(folder)
+            checkpoint = f"{folder[0]}/checkpoint"
+            first.save_checkpoint(checkpoint)
+            (monitor,) = (x for x in first.callbacks if isinstance(x, HessianRankMonitor))
+            findings.found["before"] = list(monitor.history)
+            module = owner["module"] = Module()
+        run = trainer()
+        run.fit(module, loader, ckpt_path=checkpoint)
+    monitors = [x for x in run.callbacks if isinstance(x, HessianRankMonitor)]
     return findings.found | {
         "histories": [x.history for x in monitors],
         "said": [str(x.message) for x in said if "HessianRank" in str(x.message)],
-        "steps": trainer.global_step,
-        "rank": trainer.global_rank,
-        "metrics": {k: float(v) for k, v in trainer.callback_metrics.items()},
+        "steps": run.global_step,
+        "metrics": {k: float(v) for k, v in run.callback_metrics.items()},
     }
-
-
-def main(out: str, _: str, *modes: str) -> None:
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    logging.getLogger("lightning_hessrank").setLevel(logging.ERROR)
-    torch.set_num_threads(1)
-    for mode in modes:
-        found = train(mode)
-        Path(f"{out}.{mode}.{found['rank']}").write_bytes(pickle.dumps(found))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -38,6 +38,25 @@ def test_the_same_loss_whoever_calls() -> None:
         assert torch.equal(output.tensor, net(BATCH[0]))
 
 
+def test_a_step_that_is_not_watched_gives_the_same_loss_alone() -> None:
+    def active(module: nn.Module, batch: Any) -> Tensor:
+        seen.append(torch.overrides._get_current_function_mode())
+        return F.mse_loss(module(batch[0]), batch[1])
+
+    net, seen = Steps(), list[Any]()
+    steps = [
+        module_step(net, watched=False),
+        model_step(F.mse_loss, watched=False),
+        module_step(net, active, watched=False),
+    ]
+    for step in steps:
+        result = step(net, BATCH)
+        assert torch.equal(result.loss, F.mse_loss(net(BATCH[0]), BATCH[1]))
+        assert (result.outputs, result.at, result.settled) == ((), None, True)
+    module_step(net, active)(net, BATCH)
+    assert [mode is None for mode in seen] == [True, False]
+
+
 def test_a_named_output_is_the_output() -> None:
     def loss_fn(outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
         hidden = outputs * 2
