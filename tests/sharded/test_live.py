@@ -77,7 +77,7 @@ def test_a_run_that_goes_on_from_its_checkpoint_keeps_its_history(out: Path) -> 
         (history,), (expected,) = ours["histories"], theirs["histories"]
         assert [record["step"] for record in history] == [0, 2, 4]
         assert history[1]["loss"] == expected[1]["loss"]  # of the part before
-        assert history[0] == ours["before"][0]
+        assert repr(history[:2]) == repr(ours["before"])  # with nan for ranks that are not told
         assert history[2]["num_parameters"] == expected[2]["num_parameters"]
         assert not any("differ" in text for text in ours["said"])  # the reference is the same
 
