@@ -104,6 +104,8 @@ class _Rebinder:
         closure = function.__closure__ or ()
         if not closure and not function.__defaults__ and not function.__kwdefaults__:
             return function
+        # as deepcopy does: what is known by its id must not die, or another object gets that id
+        self._memo.setdefault(id(self._memo), []).append(function)
         cells = tuple(self._memo.setdefault(id(x), types.CellType()) for x in closure)
         new = types.FunctionType(
             function.__code__, function.__globals__, function.__name__, None, cells
