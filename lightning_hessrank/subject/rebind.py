@@ -82,6 +82,8 @@ class _Rebinder:
         rebound = self._rebound(value)
         if rebound is not value or id(value) in self._own or isinstance(value, types.FunctionType):
             return rebound
+        if isinstance(value, types.MethodType) and id(value.__self__) in self._own:
+            return value  # deepcopy would copy the copy that owns it, whose methods are new, too
         if id(value) not in self._memo:
             trial = dict(self._memo)  # what fails leaves half-made copies behind
             try:

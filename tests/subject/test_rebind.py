@@ -5,6 +5,7 @@ Every row reaches its module in another way, writes to it and computes with its 
 
 from __future__ import annotations
 
+import copy
 import functools
 import operator
 import weakref
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from lightning_hessrank.subject import shadow
 from lightning_hessrank.subject.isolated import IsolatedModule
+from lightning_hessrank.subject.rebind import rebind
 from lightning_hessrank.subject.step import module_step
 from lightning_hessrank.subject.subject import Subject
 
@@ -236,3 +238,35 @@ def test_functions_that_refer_to_nothing_of_the_module_are_shared() -> None:
     copy = IsolatedModule(net)
     assert copy.shadow.plain is first
     assert copy.shadow.scaled is net.scaled
+
+
+def test_an_object_that_wraps_its_own_methods_is_copied_once() -> None:
+    """As metrics of torchmetrics do, whenever they are made or copied."""
+
+    class Wrapping:
+        copies = 0
+
+        def __init__(self) -> None:
+            self.__setstate__({"total": 1})
+
+        def __getstate__(self) -> dict[str, Any]:
+            return {"total": self.total}
+
+        def __setstate__(self, state: dict[str, Any]) -> None:
+            Wrapping.copies += 1
+            assert Wrapping.copies < 20, "copies of copies without end"
+            vars(self).update(state)
+            method = self.compute
+            vars(self)["compute"] = lambda: method()
+
+        def compute(self) -> Any:
+            return self.total
+
+    module = nn.Linear(2, 1)
+    module.metric = Wrapping()
+    memo: dict[int, Any] = {}
+    copied = copy.deepcopy(module, memo)
+    rebind(copied, memo)
+    copied.metric.total = 5
+    assert (module.metric.compute(), copied.metric.compute()) == (1, 5)
+    assert Wrapping.copies == 2
