@@ -102,6 +102,7 @@ class Run:
             ProcessFailedError: there are none on some process.
         """
         series, processes, settings = self.series, self.processes.data, self._settings
+        series.restore_reference(processes)  # some strategies load checkpoints late
         if series.reference is not None:
             return
         keep = partial(collect, size=settings.batch_size, cut=partial(self._cut, module))
