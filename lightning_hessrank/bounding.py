@@ -26,6 +26,8 @@ NO_FLOATING_INPUT = (
     "the network's output does not depend on floating-point inputs, so that its linear surrogate, "
     "which is a function of them, has no bound (batch_bound has one)"
 )
+#: Entries up to which a sparse tensor of a batch is an input: derivatives by it are dense.
+MAX_DENSE = 2**20
 
 
 class BoundOutOfTimeError(BoundNotAvailableError):
@@ -216,8 +218,17 @@ def _patience(max_seconds: float | None) -> Iterator[None]:
 
 
 def floating(batch: Any) -> tuple[Tensor, ...]:
-    """Return the floating tensors of a batch that have samples."""
-    return tuple(x for x in list_tensors(batch) if x.is_floating_point() and x.ndim > 0)
+    """Return the floating tensors of a batch that have samples, and are not large sparse ones.
+
+    Of those, such as the adjacency of a graph, derivatives would be dense: they stay as they are.
+    """
+    return tuple(
+        x
+        for x in list_tensors(batch)
+        if x.is_floating_point()
+        and x.ndim > 0
+        and (x.layout is torch.strided or x.numel() <= MAX_DENSE)
+    )
 
 
 def _substitute(template: Any, size: int, count: int, exchanged: Mapping[int, Tensor]) -> Any:

@@ -10,6 +10,8 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from lightning_hessrank import HessianRankMonitor, bounding, hessian_rank
 from lightning_hessrank.bounding import (
@@ -91,3 +93,54 @@ def test_a_linear_network_is_measured_from_its_bound(monkeypatch: pytest.MonkeyP
     found = hessian_rank(net, "mse", data)
     assert found.method == "sketch"
     assert limits == [int(found.rank)]
+
+
+class Sparing(TorchDispatchMode):
+    """Notes dense results as large as a matrix of samples by samples."""
+
+    def __init__(self, samples: int) -> None:
+        super().__init__()
+        self._limit = samples**2
+        self.large: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for x in tree_leaves(result):
+            if not isinstance(x, torch.Tensor) or x.layout is not torch.strided:
+                continue
+            if x.untyped_storage().nbytes() // x.element_size() >= self._limit:
+                self.large.append(f"{func} makes {tuple(x.shape)}")
+        return result
+
+
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
+def test_a_large_sparse_adjacency_is_never_made_dense(layout: torch.layout) -> None:
+    size = 1100
+    edges = torch.stack([torch.arange(size), (7 * torch.arange(size) + 1) % size])
+    values = torch.rand(size) + 0.5
+    shape = (size, size)
+    adjacency = torch.sparse_coo_tensor(edges, values, shape, check_invariants=True).coalesce()
+    if layout is torch.sparse_csr:
+        adjacency = adjacency.to_sparse_csr()
+
+    class Graph(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.outer = nn.Linear(4, 2), nn.Linear(2, 3)
+
+        def forward(self, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+            x, a = batch
+            return self.outer(torch.sparse.mm(a, self.inner(x)))
+
+    torch.manual_seed(0)
+    net, data = Graph(), ((torch.randn(size, 4), adjacency), torch.randint(0, 3, (size,)))
+    graph = Subject(net, [data], model_step(F.cross_entropy))
+    with Sparing(size) as sparing:
+        bounds = [reference_batch_bound(graph), reference_bound(graph)]
+    assert not sparing.large
+    exact = hessian_rank(net, F.cross_entropy, data, method="dense").rank
+    assert 0 < exact < sum(p.numel() for p in net.parameters())
+    assert all(exact <= bound.total for bound in bounds)

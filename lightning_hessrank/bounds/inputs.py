@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from lightning_hessrank.network.batches import stored
 from lightning_hessrank.tolerance import NumericalRank, machine_rtol, numerical_rank
 
 #: Ratio of the last singular value counted to the first one not counted that makes a rank certain.
@@ -118,6 +119,16 @@ class InputSpan:
     def restrict(self, functionals: Tensor) -> Tensor:
         """Linear functionals of the inputs, one a row, as seen on the given data only."""
         return functionals if self.data is None else functionals @ self.data.T
+
+
+def gaussian_like(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Random entries where a tensor stores some: everywhere, or where those of a sparse one are."""
+    if x.layout is torch.strided:
+        return _gaussian(x, generator, *x.shape)
+    random = x.detach().clone()
+    values = stored(random)[-1]
+    values.copy_(_gaussian(values, generator, *values.shape))
+    return random
 
 
 def _gaussian(like: Tensor, generator: torch.Generator, *shape: int) -> Tensor:

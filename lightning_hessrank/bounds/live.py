@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_hessrank.bounds.inputs import matrix_rank
+from lightning_hessrank.bounds.inputs import gaussian_like, matrix_rank
 from lightning_hessrank.network.autograd import graph_edges, pull_back_somehow
 from lightning_hessrank.network.function import Evaluation, layer_name
 from lightning_hessrank.network.gate import closed_gates
@@ -204,8 +203,7 @@ class Mixtures:
 
     def __call__(self, xs: Sequence[Tensor]) -> list[Tensor]:
         """Gaussian ones of the same shapes."""
-        options: dict[str, Any] = {"generator": self._generator, "dtype": torch.float64}
-        return [torch.randn(x.shape, **options).to(x) for x in xs]
+        return [gaussian_like(x, self._generator) for x in xs]
 
 
 def _curved_outputs(outputs: Sequence[Tensor], slopes: Sequence[Tensor], shifts: bool) -> int:

@@ -15,14 +15,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_hessrank.bounds import operations as ops
+from lightning_hessrank.bounds.inputs import gaussian_like
 from lightning_hessrank.bounds.trace import Activation, LayerUse, Run, Weight
+from lightning_hessrank.network.batches import stored
 from lightning_hessrank.network.function import layer_name
 from lightning_hessrank.network.layers import Layer, Slices, read_layer
 from lightning_hessrank.network.losses import TABLE
@@ -301,6 +303,36 @@ def _multiple(call: Call) -> Any:
     return _general(call)
 
 
+class _SparseProduct(torch.autograd.Function):
+    """A constant sparse matrix times a dense one; PyTorch's own has no forward-mode derivative."""
+
+    @staticmethod
+    def forward(matrix: Tensor, x: Tensor) -> Tensor:
+        return torch.sparse.mm(matrix, x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.matrix = inputs[0]
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[None, Tensor]:
+        return None, _SparseProduct.apply(ctx.matrix.t(), cotangent)
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, tangent: Tensor) -> Tensor:
+        return cast("Tensor", _SparseProduct.apply(ctx.matrix, tangent))
+
+
+@rule("mm", "matmul", "sparse_mm")
+def _matrix_product(call: Call) -> Any:
+    """A sparse constant, such as the adjacency of a graph, is a linear map of its own."""
+    if len(call.args) == 2 and call.args[0].layout is not torch.strided and not call.weights:
+        matrix, x = call.args
+        if call.run.tag_of(matrix) is None and x.ndim == 2:
+            return call.tag(_SparseProduct.apply(matrix, x), Activation(None))
+    return _general(call)
+
+
 @rule(*ops.RESHAPES)
 def _reshape(call: Call) -> Any:
     """The same numbers in the same order. An alias, of the same shape, is what it is an alias of.
@@ -350,19 +382,16 @@ def _is_affine(call: Call) -> bool:
     leaves = {id(x): x for x in tree_leaves((call.args, call.kwargs)) if call.run.is_activation(x)}
 
     def draw() -> dict[int, Tensor]:
-        return {
-            i: torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
-            for i, x in leaves.items()
-        }
+        return {i: gaussian_like(x, generator) for i, x in leaves.items()}
 
     def at(values: dict[int, Tensor]) -> Tensor:
         args, kwargs = tree_map(lambda x: values.get(id(x), x), (call.args, call.kwargs))
         with torch.no_grad():
             results = tree_leaves(call.func(*args, **kwargs))
         floats = [x for x in results if isinstance(x, Tensor) and x.is_floating_point()]
-        return torch.cat([x.flatten() for x in floats] or [torch.zeros(0)])
+        return torch.cat([stored(x)[-1].flatten() for x in floats] or [torch.zeros(0)])
 
     x, y = draw(), draw()
     one, two, both = at(x), at(y), at({i: x[i] + y[i] for i in leaves})
-    none = at({i: torch.zeros_like(v) for i, v in leaves.items()})
+    none = at({i: 0 * x for i, x in leaves.items()})
     return one.shape == both.shape and torch.allclose(one + two, both + none, rtol=1e-8, atol=1e-8)

@@ -225,7 +225,7 @@ def _cut_tensor(tensor: Tensor, kept: slice) -> Tensor:
 
 def num_bytes(batches: Any) -> int:
     """Bytes of all tensors, as they are stored."""
-    parts = (part for x in list_tensors(batches) for part in _stored(x))
+    parts = (part for x in list_tensors(batches) for part in stored(x))
     return sum(x.numel() * x.element_size() for x in parts)
 
 
@@ -234,13 +234,13 @@ def fingerprint(batches: Any) -> str:
     digest = hashlib.sha256()
     for tensor in list_tensors(batches):
         digest.update(f"{tuple(tensor.shape)} {tensor.dtype};".encode())
-        for part in _stored(tensor):
+        for part in stored(tensor):
             content = part.detach().cpu().contiguous().flatten().view(torch.uint8)
             digest.update(content.numpy().data)
     return digest.hexdigest()
 
 
-def _stored(tensor: Tensor) -> tuple[Tensor, ...]:
+def stored(tensor: Tensor) -> tuple[Tensor, ...]:
     """The dense tensors that a tensor is stored in: a sparse one's indices and values."""
     if tensor.layout is torch.strided:
         return (tensor,)

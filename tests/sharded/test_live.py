@@ -79,7 +79,9 @@ def test_a_run_that_goes_on_from_its_checkpoint_keeps_its_history_and_data(out: 
     assert [x["loss"] for x in history[:2]] == [x["loss"] for x in expected[:2]]
     assert history[2]["num_parameters"] == expected[2]["num_parameters"]
     assert [x["loss"] for x in second["histories"][0]] == [x["loss"] for x in history]
-    assert not any("reference data differ" in text for found in (first, second) for text in found["said"])
+    assert not any(
+        "reference data differ" in text for found in (first, second) for text in found["said"]
+    )
 
 
 @pytest.mark.slow
