@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lightning_hessrank.network.modes import OrderedMode, Place, name_of
+from lightning_hessrank.network.modes import OrderedMode, Place, name_of, writes
 
 
 class HeldValues(OrderedMode):
@@ -61,15 +61,16 @@ class HeldValues(OrderedMode):
         if not inside and not views:
             return result
         with torch._C.DisableTorchFunction(), torch.no_grad():
+            if writes(func):  # functions of lists (``_foreach_mul_``) need not return what changed
+                if _is_outside(args[0]):
+                    _copy_into(args[0], self._hold(args[0]))
+                return result
             if not _is_outside(result):
                 return result
             if name_of(func) in {"detach", "get"} and _is_view_of_leaf(result, tensors[0]):
                 self._views[id(result)] = result, self._hold(result.clone())
                 return result
-            held = self._hold(result)
-            return (
-                result.copy_(held) if func.__name__.endswith("_") and held is not result else held
-            )
+            return self._hold(result)
 
     def _hold(self, result: Any) -> Any:
         """Record a result, or return what was recorded in its place."""
@@ -111,6 +112,13 @@ def _is_view_of_leaf(result: Any, source: Tensor) -> bool:
         and source.requires_grad
         and result.data_ptr() == source.data_ptr()
     )
+
+
+def _copy_into(written: Any, held: Any) -> None:
+    """Write values in the place of what was written, unless they are the same tensors."""
+    for x, y in zip(tree_leaves(written), tree_leaves(held), strict=True):
+        if isinstance(x, Tensor) and x is not y:
+            x.copy_(y)
 
 
 def _copied(x: Any) -> Any:
