@@ -353,12 +353,14 @@ def _reshape(call: Call) -> Any:
 
 def _general(call: Call) -> Any:
     """A call of which nothing is known: affine in its activations, or not."""
+    in_place = writes(call.func)
+    affine = call.name in ops.LINEAR and not call.weights
+    affine |= in_place and _is_affine(call)  # before it changes what it is tried on
     result = call.plain()
     if _is_constant(result):
         is_comparison = isinstance(result, Tensor) and result.dtype == torch.bool
         return call.run.note_masks(result) if is_comparison else result
-    known = call.name in ops.LINEAR and not call.weights
-    if not known and not _is_affine(call):
+    if not affine and (in_place or not _is_affine(call)):
         return call.tag(result, call.problem("it is not linear in its inputs"))
     if call.weights:  # parameters that enter linearly in the activation, but not as a matrix
         names = _NONE.union(*(w.names for w in call.weights))
@@ -377,7 +379,10 @@ def _is_constant(result: Any) -> bool:
 
 
 def _is_affine(call: Call) -> bool:
-    """Test a call with random tensors in the place of its activations."""
+    """Test a call with random tensors in the place of its activations, and copies of the others.
+
+    What works in place changes these, such as the zeros that a ``scatter_add_`` adds to.
+    """
     generator = torch.Generator().manual_seed(0)
     leaves = {id(x): x for x in tree_leaves((call.args, call.kwargs)) if call.run.is_activation(x)}
 
@@ -385,8 +390,12 @@ def _is_affine(call: Call) -> bool:
         return {i: gaussian_like(x, generator) for i, x in leaves.items()}
 
     def at(values: dict[int, Tensor]) -> Tensor:
-        args, kwargs = tree_map(lambda x: values.get(id(x), x), (call.args, call.kwargs))
+        def given(x: object) -> object:
+            value = values.get(id(x), x)
+            return value.clone() if isinstance(value, Tensor) and writes(call.func) else value
+
         with torch.no_grad():
+            args, kwargs = tree_map(given, (call.args, call.kwargs))
             results = tree_leaves(call.func(*args, **kwargs))
         floats = [x for x in results if isinstance(x, Tensor) and x.is_floating_point()]
         return torch.cat([stored(x)[-1].flatten() for x in floats] or [torch.zeros(0)])

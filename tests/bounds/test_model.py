@@ -38,14 +38,30 @@ def test_a_batch_size_in_the_code_changes_no_bound(samples: int, given: bool) ->
     assert fixed.is_theorem
 
 
+def added(h: Tensor, edges: Tensor) -> Tensor:
+    return h.index_add(0, edges[1], h[edges[0]])
+
+
+def added_into_a_copy(h: Tensor, edges: Tensor) -> Tensor:
+    return h.clone().index_add_(0, edges[1], h[edges[0]])
+
+
+def added_into_zeros(h: Tensor, edges: Tensor) -> Tensor:
+    total, degree = torch.zeros_like(h).detach(), torch.zeros(len(h)).to(h)
+    degree.index_add_(0, edges[1], torch.ones_like(edges[1]).to(h))
+    target = edges[1][:, None].expand(-1, h.shape[1])
+    total.scatter_add_(0, target, degree[edges[0], None] * h[edges[0]])
+    return total.mul_(torch.linspace(1, 2, len(h)).to(h)[:, None])
+
+
 class Graph(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, aggregate: Callable[[Tensor, Tensor], Tensor] = added) -> None:
         super().__init__()
         self.a, self.b = nn.Linear(3, 4, bias=False), nn.Linear(4, 3, bias=False)
+        self.aggregate = aggregate
 
     def forward(self, x: Tensor, edges: Tensor) -> Tensor:
-        h = self.a(x)
-        return self.b(h.index_add(0, edges[1], h[edges[0]]))
+        return self.b(self.aggregate(self.a(x), edges))
 
 
 def regression(net: nn.Module, b: Any) -> Tensor:
@@ -58,10 +74,13 @@ def classification(net: nn.Module, b: Any) -> Tensor:
 
 @pytest.mark.parametrize("step", [regression, classification])
 @pytest.mark.parametrize("rank", [1, 3])
-def test_a_graph_is_bounded_on_its_own_data(step: Callable[..., Tensor], rank: int) -> None:
+@pytest.mark.parametrize("aggregate", [added, added_into_a_copy, added_into_zeros])
+def test_a_graph_is_bounded_on_its_own_data(
+    step: Callable[..., Tensor], rank: int, aggregate: Callable[[Tensor, Tensor], Tensor]
+) -> None:
     x = torch.randn(10, rank) @ torch.randn(rank, 3)
     batch = x, torch.randint(0, 10, (2, 25)), torch.randn(10, 3)
-    net = Graph()
+    net = Graph(aggregate)
     subject = Subject(net, [batch], module_step(net, step))
     with torch.autograd.set_detect_anomaly(True):
         bound = reference_bound(subject)
@@ -72,7 +91,7 @@ def test_a_graph_is_bounded_on_its_own_data(step: Callable[..., Tensor], rank: i
     assert all(r <= b for r, b in zip(found, limits, strict=True))
     assert found[0] == limits[0]
     # Aggregation is linear: the ranks are those of a chain on the aggregated inputs.
-    aggregated = batch[0].index_add(0, batch[1][1], batch[0][batch[1][0]])
+    aggregated = aggregate(batch[0], batch[1])
     chain = nn.Sequential(nn.Linear(3, 4, bias=False), nn.Linear(4, 3, bias=False))
     loss = "mse" if step is regression else "cross_entropy"
     expected = rank_bound(chain, x, data=aggregated, loss=loss)
