@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -142,18 +143,46 @@ def bound_inputs(subject: Subject) -> BoundInputs:
 def _inputs_of(
     run: Callable[[Any], tuple[Tensor, ...]], template: Any, subject: Subject
 ) -> list[int]:
-    """Return the numbers of the floating tensors of a batch that its outputs depend on."""
-    leaves = [x.detach().requires_grad_() for x in floating(template)]
-    exchanged = {id(x): leaf for x, leaf in zip(floating(template), leaves, strict=True)}
-    size = subject.sizes[0]
-    outputs = run(_substitute(template, size, size, exchanged))
-    grads = (
-        torch.autograd.grad([f.sum() for f in outputs], leaves, allow_unused=True) if leaves else ()
-    )
-    found = [i for i, grad in enumerate(grads) if grad is not None]
+    """Return the numbers of the floating tensors of a batch that its outputs depend on.
+
+    Where a step does not run with all of them in the graph (targets that a loss has no derivative
+    by, numbers that go to NumPy), each is tried alone, and those that it refuses are no inputs.
+
+    Raises:
+        BoundNotAvailableError: there are none, or they are not samples of one batch.
+    """
+    given, size = floating(template), subject.sizes[0]
+
+    def reached(numbers: Sequence[int]) -> list[int]:
+        leaves = {id(given[i]): given[i].detach().requires_grad_() for i in numbers}
+        outputs = [f.sum() for f in run(_substitute(template, size, size, leaves))]
+        grads = torch.autograd.grad(outputs, list(leaves.values()), allow_unused=True)
+        return [i for i, grad in zip(numbers, grads, strict=True) if grad is not None]
+
+    numbers = range(len(given))
+    try:
+        found = reached(numbers) if given else []
+    except RuntimeError:  # user code, run with gradients that it was not written for
+        found = list(chain.from_iterable(_tried(reached, i) for i in numbers))
+        if not found:
+            raise
     if not found:
         raise BoundNotAvailableError(NO_FLOATING_INPUT)
+    rows = {len(given[i]) for i in found}
+    if len(rows) > 1:
+        raise BoundNotAvailableError(
+            "its inputs are not samples of one batch (of "
+            f"{', '.join(map(str, sorted(rows)))} rows), so that its linear surrogate is no "
+            "function of samples (batch_bound has a bound of the network itself)"
+        )
     return found
+
+
+def _tried(reached: Callable[[Sequence[int]], list[int]], number: int) -> list[int]:
+    try:
+        return reached([number])
+    except RuntimeError:
+        return []
 
 
 def reference_bound(
@@ -177,7 +206,8 @@ def reference_bound(
         raise
     except Exception as error:  # the step is user code, here run in a way it was not written for
         raise BoundNotAvailableError(
-            f"the step could not be traced without its activations: {error}"
+            "the step could not be traced without its activations "
+            f"({type(error).__name__}: {error})"
         ) from error
 
 

@@ -13,14 +13,14 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lightning_hessrank import HessianRankMonitor, bounding, hessian_rank
+from lightning_hessrank import HessianRankMonitor, bounding, hessian_rank, rank_bound
 from lightning_hessrank.bounding import (
     BoundOutOfTimeError,
     reference_batch_bound,
     reference_bound,
 )
 from lightning_hessrank.results import BoundNotAvailableError
-from lightning_hessrank.subject.step import model_step
+from lightning_hessrank.subject.step import model_step, module_step
 from lightning_hessrank.subject.subject import Subject
 from tests.training import QUIET, loader, plain_module
 
@@ -90,6 +90,8 @@ def test_a_linear_network_is_measured_from_its_bound(monkeypatch: pytest.MonkeyP
         return bound
 
     monkeypatch.setattr("lightning_hessrank.api.reference_bound", listening)
+    # On a fast machine a dense matrix takes less than these seconds, and answers more.
+    monkeypatch.setattr("lightning_hessrank.estimators.choose.DENSE_PATIENCE", 0.0)
     found = hessian_rank(net, "mse", data)
     assert found.method == "sketch"
     assert limits == [int(found.rank)]
@@ -144,3 +146,62 @@ def test_a_large_sparse_adjacency_is_never_made_dense(layout: torch.layout) -> N
     exact = hessian_rank(net, F.cross_entropy, data, method="dense").rank
     assert 0 < exact < sum(p.numel() for p in net.parameters())
     assert all(exact <= bound.total for bound in bounds)
+
+
+def plain_targets(net: nn.Module, b: Any) -> torch.Tensor:
+    return F.binary_cross_entropy_with_logits(
+        net(b[0]), torch.from_numpy(b[1].numpy() > 0).to(b[0])
+    )
+
+
+def weighted(net: nn.Module, b: Any) -> torch.Tensor:
+    if b[2].requires_grad:
+        raise RuntimeError("the derivative for 'weight' is not implemented")
+    return (b[2][:, None] * F.mse_loss(net(b[0]), b[1], reduction="none")).mean()
+
+
+@pytest.mark.parametrize("step", [plain_targets, weighted])
+@pytest.mark.usefixtures("double_precision")
+def test_what_must_have_no_gradient_is_no_input(step: Any) -> None:
+    net = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    batch = torch.randn(6, 4), torch.randn(6, 2), torch.rand(6)
+    bound = reference_bound(Subject(net, [batch], module_step(net, step)))
+    loss = F.binary_cross_entropy_with_logits if step is plain_targets else F.mse_loss
+    expected = rank_bound(net, batch[0], data=batch[0], loss=loss)
+    assert bound.is_theorem
+    assert (bound.total, bound.outer, bound.functional) == (
+        expected.total,
+        expected.outer,
+        expected.functional,
+    )
+
+
+def test_what_refuses_every_gradient_says_why() -> None:
+    net = nn.Linear(4, 2)
+
+    def step(module: nn.Module, b: Any) -> torch.Tensor:
+        return F.mse_loss(module(torch.from_numpy(b[0].numpy())), b[1])
+
+    batch = torch.randn(6, 4), torch.randn(6, 2)
+    with pytest.raises(
+        BoundNotAvailableError, match=r"activations \(RuntimeError: Can't call numpy"
+    ):
+        reference_bound(Subject(net, [batch], module_step(net, step)))
+
+
+def test_nodes_and_edges_are_not_samples_of_one_batch() -> None:
+    net = nn.ModuleDict({"nodes": nn.Linear(3, 4), "edges": nn.Linear(2, 4)})
+
+    def step(module: Any, b: Any) -> torch.Tensor:
+        x, edges, places, y = b
+        h = module["nodes"](x)
+        return F.mse_loss(h.index_add(0, places[1], module["edges"](edges)), y)
+
+    places = torch.randint(0, 19, (2, 30))
+    batch = torch.randn(19, 3), torch.randn(30, 2), places, torch.randn(19, 4)
+    subject = Subject(net, [batch], module_step(net, step))
+    with pytest.raises(
+        BoundNotAvailableError, match=r"not samples of one batch \(of 19, 30 rows\)"
+    ):
+        reference_bound(subject)
+    assert reference_batch_bound(subject).is_theorem
