@@ -21,10 +21,13 @@ class Form(NamedTuple):
     @classmethod
     def of(cls, subject: Subject, result: StepResult) -> Form:
         """Return the form of a subject whose step gave a result."""
-        masks = [x for name, x in subject.shadow.named_buffers() if name.endswith("_mask")]
+        # Masks of another kind, such as a causal one of attention, prune nothing.
+        buffers = dict(subject.shadow.named_buffers())
+        own = [name.removesuffix("_orig") for name in subject.parameters if name.endswith("_orig")]
+        pruned = [buffers.get(f"{name}_mask") for name in own]
         return cls(
             {name: x.numel() for name, x in subject.parameters.items()},
-            sum(int((x == 0).sum()) for x in masks),
+            sum(int((x == 0).sum()) for x in pruned if x is not None),
             sorted(f"{x.loss} of {x.tensor.ndim}-d output" for x in result.outputs),
         )
 

@@ -141,6 +141,26 @@ def test_pruning_is_noticed() -> None:
     assert monitor.history[-1]["rank"] <= 16
 
 
+class Causal(Linear):
+    """A mask of attention, beside a parameter of its name, hides more from the second epoch on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.Parameter(torch.randn(4, 4))
+        self.register_buffer("attention_mask", torch.ones(4, 4).tril())
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.current_epoch >= 1:
+            self.attention_mask[2:] = 0
+        return self.head(self.backbone(x) @ (self.attention * self.attention_mask))
+
+
+def test_a_mask_that_prunes_nothing_changes_no_parameters() -> None:
+    monitor = HessianRankMonitor(on_error="raise")
+    assert not [x for x in fit(Causal(), [monitor], epochs=3) if "has changed" in x]
+    assert {x["num_parameters"] for x in monitor.history} == {48}
+
+
 class Warms(Linear):
     """Another loss from the second epoch on."""
 
