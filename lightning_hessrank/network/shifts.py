@@ -20,9 +20,10 @@ def ignores_shifts(
     """Whether the whole loss sees only differences of an output along ``dim``.
 
     A softmax behind it promises that, unless another part of the loss sees the output as well; then
-    the gradient along a common shift is not zero, or not at other weights.
+    the gradient along a common shift is not zero, or not at other weights. A loss that does not see
+    the output at all ignores whatever happens to it.
     """
-    (signal,) = torch.autograd.grad(loss, output, create_graph=True)
+    (signal,) = torch.autograd.grad(loss, output, create_graph=True, materialize_grads=True)
     along = signal.sum(dim)
     sizes = [float(g.detach().abs().max()) for g in (along, signal)]
     if sizes[0] > SHIFT_TOLERANCE * sizes[1]:
@@ -35,7 +36,7 @@ def ignores_shifts(
     sizes = []
     for scalar in ((along * mixed.select(dim, 0)).sum(), (signal * mixed).sum()):
         grads = torch.autograd.grad(scalar, at, retain_graph=True, allow_unused=True)
-        sizes.append(max(float(g.abs().max()) for g in grads if g is not None))
+        sizes.append(max((float(g.abs().max()) for g in grads if g is not None), default=0.0))
     return sizes[0] <= SHIFT_TOLERANCE * sizes[1]
 
 

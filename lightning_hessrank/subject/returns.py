@@ -84,9 +84,11 @@ def _is_watched(part: nn.Module) -> bool:
 def frontier(loss: Tensor, returned: Sequence[Returned]) -> tuple[Returned, ...]:
     """Return the tensors through which all of the loss depends on parameters, nearest to it.
 
-    Empty where it depends on some parameter in another way.
+    Empty where it depends on some parameter in another way. A sample's term of the loss that a
+    module returns beside its outputs is passed over: the loss has no curvature in it.
     """
     start = (loss.grad_fn, loss.output_nr)
+    returned = [x for x in returned if not _is_term(loss, x, returned)]
     known = {(x.tensor.grad_fn, x.tensor.output_nr): x for x in reversed(returned)}
     known.pop(start, None)
     found: dict[Any, Returned] = {}
@@ -97,6 +99,24 @@ def frontier(loss: Tensor, returned: Sequence[Returned]) -> tuple[Returned, ...]
             if edge in known:
                 found[edge] = known[edge]
     return tuple(sorted(found.values(), key=lambda x: x[:2]))
+
+
+def _is_term(loss: Tensor, x: Returned, returned: Sequence[Returned]) -> bool:
+    """Whether a tensor is a loss for each sample, made of what its call returned beside it.
+
+    That is, the loss of the step is a weighted sum of its entries.
+    """
+    if x.tensor.ndim != 1:
+        return False
+    beside = {
+        (y.tensor.grad_fn, y.tensor.output_nr)
+        for y in returned
+        if y.call == x.call and y.tensor is not x.tensor
+    }
+    if not any(edge in beside for edge in graph_edges([x.tensor])):
+        return False
+    (slope,) = torch.autograd.grad(loss, x.tensor, create_graph=True, allow_unused=True)
+    return slope is not None and not slope.requires_grad
 
 
 def entangled(outputs: Sequence[Returned]) -> frozenset[int]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_hessrank import rank_bound
 from lightning_hessrank.network.losses import LossKind
-from lightning_hessrank.network.shifts import kind_of
+from lightning_hessrank.network.shifts import ignores_shifts, kind_of
 
 
 def focal(outputs: Tensor, labels: Tensor) -> Tensor:
@@ -100,3 +100,11 @@ def test_the_bound_of_a_loss_of_ones_own_is_that_of_its_kind(bias: bool) -> None
         assert rank_bound(net, x, loss=log_cosh, data=data).outer == (
             rank_bound(net, x, loss="l1", data=data).outer
         )
+
+
+def test_an_output_that_the_loss_does_not_see_may_be_shifted() -> None:
+    weight = torch.randn(3, 4, requires_grad=True)
+    seen, unseen = torch.randn(6, 3) @ weight, torch.randn(6, 3) @ weight
+    loss = seen.square().mean()
+    assert ignores_shifts(loss, unseen, 1, {"weight": weight})
+    assert not ignores_shifts(loss, seen, 1, {"weight": weight})

@@ -122,6 +122,50 @@ def test_outputs_that_are_computed_from_each_other() -> None:
     torch.testing.assert_close(functional, total - J.T @ S @ J, atol=1e-10, rtol=1e-10)
 
 
+class Judging(Net):
+    """Returns a loss for each sample beside its outputs, in either order."""
+
+    def __init__(self, order: int) -> None:
+        super().__init__()
+        self.order = order
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Any:
+        f = self.body(x)
+        return f if y is None else (f, (f - y).square().sum(1))[:: self.order]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("share", [torch.ones(12), torch.arange(12.0)])
+def test_terms_of_the_loss_are_no_outputs(order: int, share: Tensor) -> None:
+    net, batch = Judging(order), (torch.randn(12, 4), torch.randn(12, 3))
+
+    def judged(module: Judging, b: Any) -> Tensor:
+        (terms,) = (x for x in module(*b) if x.ndim == 1)
+        return (share.to(terms) * terms).mean()
+
+    def plain(module: Judging, b: Any) -> Any:
+        f = module(b[0])
+        return {"loss": (share.to(f) * (f - b[1]).square().sum(1)).mean(), "output": f}
+
+    found, expected = (
+        measure(Subject(net, [batch], module_step(net, step))).parts for step in (judged, plain)
+    )
+    assert found["outer"].rank == expected["outer"].rank > 0
+    assert found["functional"].rank == expected["functional"].rank
+
+
+def test_one_number_a_sample_can_be_an_output() -> None:
+    class Regression(Net):
+        def forward(self, x: Tensor) -> Any:
+            f = self.body(x)
+            return f, f.sum(1)
+
+    net, batch = Regression(), (torch.randn(12, 4), torch.randn(12))
+    step = module_step(net, lambda m, b: (m(b[0])[1] - b[1]).square().mean())
+    (output,) = Subject(net, [batch], step).evaluate(batch).outputs
+    assert output.tensor.shape == (12,)
+
+
 def functional_code(net: Net, b: Any) -> Tensor:
     return (b[0] @ net.body[0].weight.T).pow(4).mean()
 
