@@ -29,6 +29,12 @@ NO_FLOATING_INPUT = (
 )
 #: Entries up to which a sparse tensor of a batch is an input: derivatives by it are dense.
 MAX_DENSE = 2**20
+#: Share of the time of a bound that one evaluation may take while a network is looked at: of one
+#: that takes longer, on fewer samples.
+QUICK_SHARE = 0.05
+#: A batch bound takes the time of at least so many evaluations: first and second derivatives by
+#: signals and parameters (about 25 were counted).
+LEAST_EVALUATIONS = 10
 
 
 class BoundOutOfTimeError(BoundNotAvailableError):
@@ -94,14 +100,19 @@ def _reads(run: Callable[[Any], tuple[Tensor, ...]], template: Any) -> bool:
     return False
 
 
-def bound_inputs(subject: Subject) -> BoundInputs:
+def bound_inputs(subject: Subject, few: Subject | None = None) -> BoundInputs:
     """See the step of a subject as a network: floating tensors of a batch in, outputs out.
+
+    Args:
+        subject: the network and its data.
+        few: the same on fewer samples, which are enough to see inputs, outputs and loss.
 
     Raises:
         BoundNotAvailableError: the output is not known, or batches do not fit together.
     """
+    few = few or subject
     template = subject.batches[0]
-    result = subject.evaluate(template)
+    result = few.evaluate(few.batches[0])
     if not result.outputs:
         raise BoundNotAvailableError(
             "no known loss function was seen in the step, nor results of modules through which all "
@@ -125,7 +136,7 @@ def bound_inputs(subject: Subject) -> BoundInputs:
         except KeyError as error:
             raise BoundNotAvailableError(NO_FLOATING_INPUT) from error
 
-    chosen = _inputs_of(run, template, subject)
+    chosen = _inputs_of(run, few)
     return BoundInputs(
         network_of(
             run,
@@ -140,9 +151,7 @@ def bound_inputs(subject: Subject) -> BoundInputs:
     )
 
 
-def _inputs_of(
-    run: Callable[[Any], tuple[Tensor, ...]], template: Any, subject: Subject
-) -> list[int]:
+def _inputs_of(run: Callable[[Any], tuple[Tensor, ...]], subject: Subject) -> list[int]:
     """Return the numbers of the floating tensors of a batch that its outputs depend on.
 
     Where a step does not run with all of them in the graph (targets that a loss has no derivative
@@ -151,7 +160,8 @@ def _inputs_of(
     Raises:
         BoundNotAvailableError: there are none, or they are not samples of one batch.
     """
-    given, size = floating(template), subject.sizes[0]
+    template, size = subject.batches[0], subject.sizes[0]
+    given = floating(template)
 
     def reached(numbers: Sequence[int]) -> list[int]:
         leaves = {id(given[i]): given[i].detach().requires_grad_() for i in numbers}
@@ -200,7 +210,8 @@ def reference_bound(
     """
     try:
         with undisturbed(), _patience(max_seconds):
-            network, loss, data = bound_inputs(subject)
+            quick = None if max_seconds is None else QUICK_SHARE * max_seconds
+            network, loss, data = bound_inputs(subject, subject.quick(quick))
             return linear_bound(network, loss, data=data, theorem_only=theorem_only)
     except BoundNotAvailableError:
         raise
@@ -224,6 +235,8 @@ def reference_batch_bound(
     Raises:
         BoundNotAvailableError: the network is not covered; the message says why.
     """
+    if max_seconds is not None and LEAST_EVALUATIONS * subject.seconds > max_seconds:
+        raise _out_of_time(max_seconds)
     with undisturbed(), _patience(max_seconds):
         terms = subject.loss_function().terms
         return live_bound(
@@ -241,10 +254,15 @@ def _patience(max_seconds: float | None) -> Iterator[None]:
         with Within(max_seconds):
             yield
     except OutOfTimeError as error:
-        raise BoundOutOfTimeError(
-            f"it takes longer than {max_seconds:.2g} s, what the time budget leaves for it; a "
-            "larger max_seconds gives it time (rank_bound and batch_bound have no limit)"
-        ) from error
+        assert max_seconds is not None
+        raise _out_of_time(max_seconds) from error
+
+
+def _out_of_time(max_seconds: float) -> BoundOutOfTimeError:
+    return BoundOutOfTimeError(
+        f"it takes longer than {max_seconds:.2g} s, what the time budget leaves for it; a larger "
+        "max_seconds gives it time (rank_bound and batch_bound have no limit)"
+    )
 
 
 def floating(batch: Any) -> tuple[Tensor, ...]:

@@ -39,6 +39,9 @@ ALWAYS_DENSE = 3000
 PROBE_SAMPLES = 8
 #: Shares of the budget that the exact methods, and an estimate of the total, may take.
 EXACT_SHARE, TOTAL_SHARE = 0.7, 0.4
+#: What every measurement does besides: evaluations of all samples, and products on some; and the
+#: share of the budget that is left for the rest in any case.
+EVALUATIONS, LOOKS, LEAST_LEFT = 2, 10, 0.5
 #: Products that an estimate should have before samples are given up for more of them, and samples
 #: that are not given up for so many, but for the fewer products of the next line: with too few of
 #: the first no eigenvalue is known, with too few of the second it is that of another problem.
@@ -111,6 +114,8 @@ def make_plan(
         return Plan("dense", sentence=f"dense: exact, all eigenvalues of {p:,} parameters")
     limit = bound.total if bound is not None and bound.is_theorem else max_rank
     double = Cost.measured(subject, memory)
+    looks = EVALUATIONS * subject.seconds + LOOKS * double.seconds(PROBE_SAMPLES)
+    max_seconds = max(max_seconds - looks, LEAST_LEFT * max_seconds)
     exact = _exact(
         subject, double, EXACT_SHARE * max_seconds, memory=memory, rtol=rtol, limit=limit
     )

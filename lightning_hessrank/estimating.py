@@ -35,6 +35,9 @@ from lightning_hessrank.subject.subject import Subject
 #: that follow. Estimated, the outer part comes before the functional one: it is what is left then.
 SMALLER_DUE = 0.35
 DUE: dict[Part, float] = {"total": 0.7, "outer": 0.85, "functional": 1.0}
+#: Evaluations, sample by sample, that this matrix takes at least: to check that the loss is the
+#: mean over the samples, and that the matrix is the outer part's.
+LEAST_EVALUATIONS = 16
 #: Rows of the outer part's smaller matrix that are tried.
 MAX_ROWS = 5000
 
@@ -289,6 +292,11 @@ def _outer(
     operator = whole = curvature.operator("outer")
     singles = subject.one_by_one()
     if singles is not None:
+        began = time.perf_counter()
+        singles.evaluate(singles.batches[0])
+        seconds = len(singles.batches) * (time.perf_counter() - began)
+        if began + LEAST_EVALUATIONS * seconds > deadline:
+            return None
         operator = LossCurvature(singles.loss_function()).operator("outer")
         vectors = random_vectors(whole.dim, torch.empty(0, dtype=whole.dtype, device=whole.device))
         if not agrees(_products(operator, vectors), _products(whole, vectors)):

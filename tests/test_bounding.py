@@ -205,3 +205,28 @@ def test_nodes_and_edges_are_not_samples_of_one_batch() -> None:
     ):
         reference_bound(subject)
     assert reference_batch_bound(subject).is_theorem
+
+
+def test_a_batch_bound_that_is_sure_to_take_too_long_is_not_begun() -> None:
+    slow = subject(nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)))
+    slow.seconds = 1.0
+    slow.evaluate = None  # type: ignore[assignment]
+    with pytest.raises(BoundOutOfTimeError, match=r"it takes longer than 9\.9 s"):
+        reference_batch_bound(slow, max_seconds=9.9)
+
+
+def test_a_slow_network_has_the_bound_of_a_quick_one() -> None:
+    net = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4))
+    low_rank = torch.randn(40, 3) @ torch.randn(3, 6)
+    quick, slow = (
+        Subject(net, [(low_rank, torch.randn(40, 4))], model_step(F.mse_loss)) for _ in range(2)
+    )
+    slow.seconds = 100.0
+    expected, found = (reference_bound(x, max_seconds=60.0) for x in (quick, slow))
+    assert slow.quick(3.0).num_samples == 8
+    assert (found.total, found.outer, found.functional, found.is_theorem) == (
+        expected.total,
+        expected.outer,
+        expected.functional,
+        True,
+    )

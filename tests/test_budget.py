@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightning_hessrank import budget
-from lightning_hessrank.budget import Cost, Plan, make_plan
+from lightning_hessrank.budget import TOTAL_SHARE, Cost, Plan, make_plan
 from lightning_hessrank.results import RankBound
 from lightning_hessrank.subject.step import model_step
 from lightning_hessrank.subject.subject import Subject
@@ -29,8 +29,10 @@ def cost(**changes: float) -> Cost:
 
 @pytest.fixture
 def costs(monkeypatch: pytest.MonkeyPatch) -> dict[torch.dtype, Cost]:
-    """What products cost in each precision; changed by the tests."""
+    """What products cost in each precision; changed by the tests. Looks cost nothing."""
     found = {torch.float64: cost(), torch.float32: cost()}
+    monkeypatch.setattr(budget, "EVALUATIONS", 0)
+    monkeypatch.setattr(budget, "LOOKS", 0)
     monkeypatch.setattr(Cost, "measured", lambda subject, memory: found[subject.dtype])
     return found
 
@@ -85,6 +87,28 @@ def test_samples_are_given_up_for_products_and_neither_for_the_other_alone(
     costs[torch.float64] = costs[torch.float32] = cost(each=each)
     plan = make_plan(subject(600), max_seconds=60, memory=64 * GIB)
     assert (plan.num_samples or 64, plan.max_products) == (samples, products)
+
+
+@pytest.mark.parametrize(
+    ("looks", "evaluation", "left"), [(0, 0.0, 60), (10, 0.0, 52), (10, 8.0, 36), (10, 60.0, 30)]
+)
+def test_time_is_left_for_what_every_measurement_does_besides(
+    costs: dict[torch.dtype, Cost],
+    monkeypatch: pytest.MonkeyPatch,
+    looks: int,
+    evaluation: float,
+    left: float,
+) -> None:
+    """Two evaluations of all samples, ten products of 0.8 s on eight; half of the time stays."""
+    monkeypatch.setattr(budget, "EVALUATIONS", 2)
+    monkeypatch.setattr(budget, "LOOKS", looks)
+    costs[torch.float64] = costs[torch.float32] = cost(each=0.1)
+    large = subject(600)
+    large.seconds = evaluation
+    plan = make_plan(large, max_seconds=60, memory=64 * GIB)
+    assert plan.num_samples is not None
+    products = TOTAL_SHARE * left / (0.1 * plan.num_samples)
+    assert products - 1 < plan.max_products <= products
 
 
 def test_float32_is_taken_only_where_it_pays_and_is_fine_enough(

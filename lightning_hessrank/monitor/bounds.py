@@ -53,15 +53,10 @@ class Bounds:
         self.batch_takes_too_long = False
         """Whether a batch bound has taken too long once, so that none is sought any more."""
 
-    def seek(self, subject: Subject, union: Union, max_seconds: float | None) -> None:
-        """Find the linear bound within some time, unless the run has sought it already.
-
-        Raises:
-            Exception: what the step itself raises, which is no fault of the bound.
-        """
+    def seek(self, union: Union, max_seconds: float | None) -> None:
+        """Find the linear bound within some time, unless the run has sought it already."""
         if self._series.bound_sought:
             return
-        subject.evaluate(subject.batches[0])
         self._series.bound_sought = True
         find = partial(reference_bound, max_seconds=max_seconds)
         self._series.bound, error = _found(find, union)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from lightning_hessrank.monitor.failures import Failures, cause_of, is_ours
 from lightning_hessrank.monitor.form import Form
 from lightning_hessrank.monitor.series import Series
+from lightning_hessrank.network.batches import batch_size
 from lightning_hessrank.subject.comparison import (
     EvaluationModeError,
     differ,
@@ -75,8 +76,11 @@ def _compare_modes(subject: Subject, series: Series, failures: Failures) -> None
         return
     measured, trained = losses_in_both_modes(subject)
     if differ(measured, trained):
+        assert series.reference is not None
+        own = sum(map(batch_size, series.reference.batches))
+        few = f"{subject.num_samples} samples of " if subject.num_samples < own else ""
         failures.warn_once(
-            f"the loss on the reference data is {measured:.6g} in evaluation mode, which is "
+            f"the loss on {few}the reference data is {measured:.6g} in evaluation mode, which is "
             f"measured, but {trained:.6g} as training computes it (dropout and batch norm aside): "
             "the module computes something else in evaluation mode; pass module_mode='train' to "
             "measure the function that is trained"

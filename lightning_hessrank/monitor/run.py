@@ -44,8 +44,9 @@ from lightning_hessrank.subject.cutting import cut_samples
 from lightning_hessrank.subject.step import module_step
 from lightning_hessrank.subject.subject import Subject
 
-#: Share of the time budget that each of the bounds has in any case.
-BOUND_SHARE = 0.2
+#: Share of the time budget that each of the bounds has in any case, and that one evaluation may
+#: take where a step is only looked at: of a step that takes longer, on fewer samples.
+BOUND_SHARE, CHECK_SHARE = 0.2, 0.01
 
 
 class _Findings(NamedTuple):
@@ -237,18 +238,23 @@ class Run:
         All of them where the network is so small that it is measured exactly whatever the clock
         says: what is told of it does not depend on how busy the machine is.
         """
+        if num_parameters <= ALWAYS_DENSE:
+            return self._settings.max_seconds
+        return self._share(BOUND_SHARE)
+
+    def _share(self, share: float) -> float | None:
+        """Some of the time budget, in seconds, if there is one."""
         limit = self._settings.max_seconds
-        if limit is None or num_parameters <= ALWAYS_DENSE:
-            return limit
-        return BOUND_SHARE * limit
+        return None if limit is None else share * limit
 
     def _of_copy(self, module: Any, place: Place) -> _Findings:
         """Measure an isolated copy, of which this process holds the whole."""
         with self._subject(module, place) as subject:
             union = partial(self._union, module, place, subject)
-            check_subject(subject, self.series, self.failures, step=place.step)
+            few = subject.quick(self._share(CHECK_SHARE))
+            check_subject(few, self.series, self.failures, step=place.step)
             seconds = self._bound_share(subject.num_parameters)
-            self._bounds.seek(subject, union, seconds)
+            self._bounds.seek(union, seconds)
             ranks = self._ranks(subject, place, self._before_the_batch_bound())
             batch_bound = None
             if not math.isnan(ranks.loss):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,6 +22,9 @@ from lightning_hessrank.subject.prefix import difference
 from lightning_hessrank.subject.step import Step, StepResult, is_guess
 from lightning_hessrank.subject.weights import batch_weights
 
+#: Samples that a subject on few of them has in any case.
+QUICK_SAMPLES = 8
+
 
 class Subject(IsolatedModule):
     """An isolated copy of a network together with the data and the step that give its loss.
@@ -32,6 +37,8 @@ class Subject(IsolatedModule):
         total_samples: over which the mean is taken, where other processes hold more of them;
             ``None``: those in ``batches``.
         sizes: numbers of samples in the batches; ``None``: as they can be read off.
+        settled: whether the step is known to write nothing into parameters, so that it need not be
+            run for that.
         options: see :class:`IsolatedModule`.
 
     Raises:
@@ -47,6 +54,7 @@ class Subject(IsolatedModule):
         *,
         total_samples: int | None = None,
         sizes: Sequence[int] | None = None,
+        settled: bool = False,
         **options: Any,
     ) -> None:
         if not batches:
@@ -70,8 +78,17 @@ class Subject(IsolatedModule):
         self.once_only: str | None = None
         """An operation of the step that has no second derivative, once that is known."""
         self._divisible: dict[int, tuple[Any, bool]] = {}
-        with undisturbed():
-            self.settle([partial(self.step, batch=batch) for batch in self.batches])
+        self._seen: dict[int, tuple[Any, StepResult]] = {}
+        """What the step gave in evaluation mode, without a graph, by the batch's id."""
+        self.seconds = 0.0
+        """That one evaluation of all batches takes."""
+        if not settled:
+            began = time.perf_counter()
+            with undisturbed():
+                self.settle([partial(self._look, batch=batch) for batch in self.batches])
+            self.seconds = time.perf_counter() - began
+            if self._protection is not None or options.get("training") is not False:
+                self._seen.clear()
 
     @property
     def num_samples(self) -> int:
@@ -122,6 +139,16 @@ class Subject(IsolatedModule):
         few.total_samples = few.num_samples
         return few
 
+    def quick(self, seconds: float | None, least: int = QUICK_SAMPLES) -> Subject:
+        """Return the same network on as many of the samples as are evaluated in some seconds.
+
+        On all of them where there is no limit (``None``), and never on fewer than ``least``.
+        """
+        if seconds is None or self.seconds <= seconds:
+            return self
+        samples = max(least, int(self.num_samples * seconds / self.seconds))
+        return self if samples >= self.num_samples else self.first(samples)
+
     def one_by_one(self) -> Subject | None:
         """Return the same network on the same samples, each a batch of its own.
 
@@ -137,6 +164,7 @@ class Subject(IsolatedModule):
         """Return the same network on other data."""
         other = copy.copy(self)
         other.batches, other.sizes = batches, sizes
+        other.seconds = self.seconds * sum(sizes) / self.num_samples
         other._weights, other.doubt = None, None
         return other
 
@@ -158,6 +186,8 @@ class Subject(IsolatedModule):
             return self.step(shadow, batch)
 
         def evaluate(batch: Any) -> StepResult:
+            if id(batch) in self._seen:
+                return self._seen[id(batch)][1]
             return self.run(partial(run, batch=batch))
 
         return difference(evaluate, batch, cut_batch(batch, samples, size), (size, samples))
@@ -173,7 +203,14 @@ class Subject(IsolatedModule):
             dtype=dtype,
             seed=self._seed,
             trainer=self._trainer,
+            settled=self._protection is None,
         )
+        other.seconds = self.seconds
+        other._divisible = {
+            id(batch): (batch, self._divisible[id(own)][1])
+            for own, batch in zip(self.batches, other.batches, strict=True)
+            if id(own) in self._divisible
+        }
         other._weights = self.weights  # which lower precisions do not tell
         return other
 
@@ -181,6 +218,12 @@ class Subject(IsolatedModule):
         """Run the step on the copy, once and as it is; see :meth:`evaluate`."""
         # a step may change its batch in place; bounds differentiate by it, so keep the graph
         return self._step(shadow, map_tensors(batch, torch.clone))
+
+    def _look(self, shadow: nn.Module, batch: Any) -> None:
+        """Run the step, and remember what it gave."""
+        result = self.step(shadow, batch)
+        outputs = tuple(replace(x, tensor=x.tensor.detach()) for x in result.outputs)
+        self._seen[id(batch)] = batch, StepResult(result.loss.detach(), outputs)
 
     @property
     def weights(self) -> list[float]:
