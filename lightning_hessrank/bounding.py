@@ -27,6 +27,10 @@ NO_FLOATING_INPUT = (
     "the network's output does not depend on floating-point inputs, so that its linear surrogate, "
     "which is a function of them, has no bound (batch_bound has one)"
 )
+ANOTHER_WAY = (
+    "the step goes another way with other numbers in the network (its output was not seen there), "
+    "so that its linear surrogate has no bound (batch_bound has one)"
+)
 #: Entries up to which a sparse tensor of a batch is an input: derivatives by it are dense.
 MAX_DENSE = 2**20
 #: Share of the time of a bound that one evaluation may take while a network is looked at: of one
@@ -134,7 +138,7 @@ def bound_inputs(subject: Subject, few: Subject | None = None) -> BoundInputs:
         try:
             return tuple(at(place) for place in places)
         except KeyError as error:
-            raise BoundNotAvailableError(NO_FLOATING_INPUT) from error
+            raise BoundNotAvailableError(ANOTHER_WAY) from error
 
     chosen = _inputs_of(run, few)
     return BoundInputs(

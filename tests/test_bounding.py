@@ -230,3 +230,22 @@ def test_a_slow_network_has_the_bound_of_a_quick_one() -> None:
         expected.functional,
         True,
     )
+
+
+def test_a_step_that_goes_another_way_with_other_numbers_says_so() -> None:
+    """Another loss where no output is small, as in the matching of boxes."""
+    net = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3))
+
+    def step(module: Any, b: Any) -> torch.Tensor:
+        f = module(b[0])
+        kept = f.detach().abs().amax(1) < 0.5
+        return F.mse_loss(f[kept], b[1][kept]) if bool(kept.any()) else 0.1 * f.square().mean()
+
+    with torch.no_grad():
+        for p in net.parameters():
+            p.mul_(0.1)
+    batch = 0.1 * torch.randn(7, 4), torch.randn(7, 3)
+    with pytest.raises(
+        BoundNotAvailableError, match="the step goes another way with other numbers"
+    ):
+        reference_bound(Subject(net, [batch], module_step(net, step)))

@@ -1,0 +1,1 @@
+"""The monitor on models of published packages; run by hand, see README.md."""
