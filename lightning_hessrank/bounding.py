@@ -79,7 +79,9 @@ def network_of(
 
     def forward(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         exchanged = {id(found[i]): x for i, x in zip(chosen, inputs, strict=True)}
-        return run(_substitute(template, size, len(inputs[0]) if inputs else size, exchanged))
+        # Of several rows a sample (nodes of graphs), as many as there are belong to the batch.
+        whole = not inputs or len(inputs[0]) == len(found[chosen[0]])
+        return run(_substitute(template, size, size if whole else len(inputs[0]), exchanged))
 
     inputs = tuple(found[i] for i in chosen)
     return Network(forward, inputs, parameters, lambda: not is_all and _reads(run, template))

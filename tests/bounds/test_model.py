@@ -198,3 +198,27 @@ def test_targets_keep_their_values() -> None:
     batch = torch.randn(30, 5), (torch.randn(30, 3) > 0).float()
     bound = reference_bound(Subject(net, [batch], module_step(net, step)))
     assert (bound.total, bound.is_theorem) == (30, True)
+
+
+@pytest.mark.parametrize("nodes", [1, 3])
+def test_graphs_of_several_nodes_are_bounded_on_their_own_data(nodes: int) -> None:
+    """The sum over a graph's nodes is what a chain on the sums of their features gives."""
+    x, y = torch.randn(8 * nodes, 3), torch.randn(8, 2)
+    owner = torch.arange(8).repeat_interleave(nodes)
+    net = nn.Sequential(nn.Linear(3, 4, bias=False), nn.Linear(4, 2, bias=False))
+
+    def step(module: nn.Module, b: Any) -> Tensor:
+        f = module(b[0])
+        pooled = f.new_zeros(int(b[1].max()) + 1, 2).index_add(0, b[1], f)
+        return F.mse_loss(pooled, b[2])
+
+    subject = Subject(net, [(x, owner, y)], module_step(net, step), sizes=[8])
+    bound = reference_bound(subject)
+    sums = x.reshape(8, nodes, 3).sum(1)
+    expected = rank_bound(net, sums, data=sums)
+    assert bound.is_theorem
+    assert (bound.total, bound.outer, bound.functional) == (
+        expected.total,
+        expected.outer,
+        expected.functional,
+    )
