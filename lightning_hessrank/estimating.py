@@ -160,7 +160,8 @@ def estimates(
     with opened(subject, processes, verify=False, seed=seed, differences=True) as curvature:
         loss = sum(processes.gather(curvature.loss))
         resolution = resolution_of(curvature, processes)
-        rtol = rtol if rtol is None else resolved(rtol, resolution)
+        # Without a tolerance the finest is told that is resolved, unless the error allows none.
+        rtol = rtol if rtol is None and resolution < 1 else resolved(rtol, resolution)
         if "outer" in wanted and processes.count == 1:
             outer = _outer(subject, curvature, rtol, progress, began + SMALLER_DUE * left)
             found |= {} if outer is None else {"outer": outer}

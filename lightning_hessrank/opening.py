@@ -111,6 +111,11 @@ def resolved(rtol: float | None, resolution: float) -> float | None:
     """
     if not resolution:
         return rtol
+    if resolution >= 1:
+        raise UnresolvedError(
+            "products are differences of gradients, whose error is as large as themselves here (the "
+            "gradient jumps, or the Hessian is tiny), so that no count can be told"
+        )
     if rtol is None:
         rtol = max(DIFFERENCES_RTOL, 10.0 ** math.ceil(math.log10(resolution)))
     if not resolution <= rtol < 1:

@@ -200,3 +200,6 @@ def test_estimates_from_differences_are_labelled_and_no_finer_than_they_allow(
     assert found.total.counts[1e-1] == exact.total.rank_at(1e-1)
     with pytest.raises(UnresolvedError, match="not at 1e-14; pass a larger rtol"):
         measure(once, plan=found.plan, rtol=1e-14)
+    monkeypatch.setattr("lightning_hessrank.estimating.resolution_of", lambda *args: 3e3)
+    with pytest.raises(UnresolvedError, match="error is as large as themselves here"):
+        measure(once, plan=found.plan)

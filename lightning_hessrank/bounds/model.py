@@ -326,7 +326,8 @@ def _constant_and_coupling(
     size = len(probes[0])
     numbers = torch.arange(size, device=probes[0].device)
     with torch.no_grad():
-        zero = surrogate.run([torch.zeros_like(x) for x in probes], weights).outputs
+        zeros = [torch.zeros_like(x) for x in probes]
+        zero = [f.detach() for f in surrogate.run(zeros, weights).outputs]  # without its graph
         scale = max(float(f.detach().abs().max()) for f in trace.outputs) or 1.0
 
         def changed(kept: Tensor) -> list[Tensor]:

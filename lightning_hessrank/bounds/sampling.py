@@ -98,8 +98,11 @@ def sharpened(model: LinearModel, bound: Ranks) -> Ranks:
         if size <= GROUP_SIZE and size * cost <= budget:
             budget -= size * cost
             groups.append(group)
+    cheap = jacobian_is_cheap(model)
+    if not groups and not cheap:  # not even one evaluation is
+        return bound
     hessian = GenericHessian(model)
-    outer = _OuterProduct(hessian) if jacobian_is_cheap(model) else None
+    outer = _OuterProduct(hessian) if cheap else None
     if outer is not None:
         exact = _rank_up_to(outer.rows, bound.outer, model)
         bound = replace(bound, outer=min(bound.outer, exact))

@@ -159,7 +159,7 @@ def patch_spans(model: LinearModel) -> PatchSpans:
     width = model.span.num_samples or model.span.features
     vectors = 2 * passes * max(1, model.residual_samples())
     inputs = GrowingSpan(1, width, model.span.rank, vectors, model.generator)
-    if all(x.complete for x in uses.values()):
+    if not passes or all(x.complete for x in uses.values()):
         return PatchSpans(uses, inputs)
     samples = model.sample(max(1, model.residual_samples()))
     residuals = model.cotangents(model.surrogate.run(samples, weights).outputs)

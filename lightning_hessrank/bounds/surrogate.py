@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map
 from lightning_hessrank.bounds import operations as ops
 from lightning_hessrank.bounds.rules import Call, surrogate_of
 from lightning_hessrank.bounds.trace import INPUT, Activation, Run, Trace, Weight, Weights
-from lightning_hessrank.network.modes import OrderedMode, Place
+from lightning_hessrank.network.modes import OrderedMode, Place, name_of
 from lightning_hessrank.results import BoundNotAvailableError
 
 
@@ -60,6 +60,10 @@ class SurrogateMode(OrderedMode):
         self.run = Run(parameters, weights)
         self._parameters = dict(parameters)  # alive, so that their ids stay theirs
         self._substitutes = {id(p): weights.values[name] for name, p in parameters.items()}
+
+    def replaces(self, func: Callable[..., Any]) -> bool:
+        """Activations are the identity."""
+        return name_of(func) in ops.ACTIVATIONS
 
     def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run ``func``, or what stands for it, on other weights than the network's own."""

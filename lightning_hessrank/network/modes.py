@@ -86,6 +86,10 @@ class OrderedMode(TorchFunctionMode):
         """Leave it to :meth:`call`."""
         return self.call(func, args, kwargs or {})
 
+    def replaces(self, func: Callable[..., Any]) -> bool:
+        """Whether it has something of its own for a function, that need not be exchanged before."""
+        return False
+
     @abstractmethod
     def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return ``func(*args, **kwargs)``, or what stands for it; this mode is off meanwhile."""

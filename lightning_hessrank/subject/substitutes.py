@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import _get_current_function_mode_stack
 
 from lightning_hessrank.network.modes import OrderedMode, Place
 
@@ -19,7 +20,12 @@ class TwiceDifferentiable(OrderedMode):
 
     def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run ``func``, or what stands for it."""
-        substitute = _SUBSTITUTES.get(func, func)
+        substitute = _SUBSTITUTES.get(func)
+        if substitute is None or any(
+            isinstance(mode, OrderedMode) and mode.replaces(func)
+            for mode in _get_current_function_mode_stack()
+        ):
+            return func(*args, **kwargs)
         return substitute(*args, **kwargs)
 
 
@@ -44,7 +50,14 @@ def _embedding(  # noqa: PLR0917 - the signature of F.embedding
     return F.embedding(input, weight, padding_idx, max_norm, norm_type)
 
 
+def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
+    """By its definition; the kernel has no second derivative."""
+    result = F.relu6(input + 3) / 6
+    return input.copy_(result) if inplace else result
+
+
 _SUBSTITUTES: dict[Callable[..., Any], Callable[..., Any]] = {
     torch._weight_norm: _weight_norm,
     F.embedding: _embedding,
+    F.hardsigmoid: _hardsigmoid,
 }

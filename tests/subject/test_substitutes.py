@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lightning_hessrank import hessian_rank, rank_bound
 from lightning_hessrank.subject.substitutes import TwiceDifferentiable
+from tests.oracles import exact_rank
 
 
 def second(value: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
@@ -38,3 +40,40 @@ def test_embedding(sparse: bool) -> None:
     used = torch.tensor([1.0, 0, 2, 0], dtype=torch.float64)[:, None]
     expected = (6 * used * table.weight.detach()).flatten().diag()
     torch.testing.assert_close(second(value, table.weight), expected)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_hardsigmoid(inplace: bool) -> None:
+    x = torch.linspace(-4, 4, 21, dtype=torch.float64, requires_grad=True)
+    with TwiceDifferentiable():
+        h = x * 1
+        y = F.hardsigmoid(h, inplace=inplace)
+    assert (y is h) == inplace
+    torch.testing.assert_close(y, F.hardsigmoid(x))
+    inside = (x.detach().abs() < 3).double()
+    torch.testing.assert_close(second((y**3).sum(), x), (6 * y * inside / 36).detach().diag())
+
+
+def test_what_a_surrogate_replaces_is_not_exchanged_before() -> None:
+    """So a hard sigmoid is an activation like others: no constant, and the closed form applies."""
+    layers = nn.Linear(4, 5, bias=False), nn.Linear(5, 3, bias=False)
+    bound = rank_bound(nn.Sequential(layers[0], nn.Hardsigmoid(), layers[1]), torch.zeros(1, 4))
+    plain = rank_bound(nn.Sequential(*layers), torch.zeros(1, 4))
+    assert (bound.kind, bound.total, bound.outer) == ("closed-form", plain.total, plain.outer)
+    assert not bound.is_theorem
+
+
+@pytest.mark.usefixtures("double_precision")
+def test_a_network_with_hard_sigmoids_has_exact_products() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 5), nn.Hardsigmoid(), nn.Linear(5, 3))
+    x, y = torch.randn(12, 4), torch.randn(12, 3)
+    found = hessian_rank(net, F.mse_loss, (x, y))
+    written = nn.Sequential(net[0], Written(), net[2])
+    assert found.products == "autograd"
+    assert found.rank == exact_rank(written, F.mse_loss, x, y)
+
+
+class Written(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x + 3).clamp(0, 6) / 6

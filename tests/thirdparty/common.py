@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import re
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -165,7 +166,8 @@ def run(case: Case) -> dict[str, Any]:
         found |= _measured(monitor.history[-1])
         found |= _held_to_an_oracle(module, monitor, reference.batches, found)
     ROWS.mkdir(exist_ok=True)
-    path = ROWS / f"{case.package}-{case.name}.json".lower().replace(" ", "-").replace("/", "-")
+    words = re.findall("[a-z0-9]+", f"{case.package} {case.name}".lower())
+    path = ROWS / f"{'-'.join(words)}.json"
     path.write_text(json.dumps(found, indent=1) + "\n")
     return found
 
