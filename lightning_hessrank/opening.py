@@ -113,8 +113,8 @@ def resolved(rtol: float | None, resolution: float) -> float | None:
         return rtol
     if resolution >= 1:
         raise UnresolvedError(
-            "products are differences of gradients, whose error is as large as themselves here (the "
-            "gradient jumps, or the Hessian is tiny), so that no count can be told"
+            "products are differences of gradients, whose error is as large as themselves here "
+            "(the gradient jumps, or the Hessian is tiny), so that no count can be told"
         )
     if rtol is None:
         rtol = max(DIFFERENCES_RTOL, 10.0 ** math.ceil(math.log10(resolution)))

@@ -29,14 +29,14 @@ class GrowingSpan:
         self._bases: list[Tensor] = []
         self._generator = generator
         self._projection: Tensor | None = None
-        if self.cap + 8 < width:
+        self.complete = self.cap == 0 or self.cap > MAX_WIDTH or affordable < self.cap
+        if self.cap + 8 < width and not self.complete:
             # A generic projection keeps every dimension up to its width.
             self._projection = torch.randn(
                 width, self.cap + 8, generator=generator, dtype=torch.float64
             )
         self.ranks = [self.cap] * groups
         """Per group; bounds until ``complete``, exact dimensions from then on."""
-        self.complete = self.cap == 0 or self.cap > MAX_WIDTH or affordable < self.cap
 
     def add(self, vectors: Tensor) -> None:
         """Add the vectors of one pass, shape ``(groups, count, width)``."""

@@ -8,6 +8,8 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from lightning_hessrank.api import rank_bound
+from lightning_hessrank.bounds import sampling, slices
+from lightning_hessrank.bounds.spans import GrowingSpan
 from tests.architectures import Residual
 from tests.slow import first
 
@@ -129,3 +131,27 @@ def test_the_table_can_be_read() -> None:
         "",
         "The network is linear in its input and in every layer, so the bound holds for it.",
     ]
+
+
+def test_what_no_sampling_can_pay_for_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand outputs would be a thousand samples: with no budget, only two probes run."""
+    seen: list[int] = []
+
+    class Watched(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(len(x))
+            return super().forward(x)
+
+    for module in (slices, sampling):
+        monkeypatch.setattr(module, "BUDGET", 0)
+    net = Watched(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 1000))
+    bound = rank_bound(net, torch.zeros(2, 1, 8, 8))
+    assert bound.is_theorem
+    assert bound.total <= bound.num_parameters
+    assert max(seen) == 2
+
+
+def test_a_span_that_is_not_looked_into_takes_no_memory() -> None:
+    span = GrowingSpan(1, 10**12, 10**9, 10**12, torch.Generator())
+    assert span.complete
+    assert span.ranks == [10**9]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -57,19 +58,24 @@ def _cells(row: dict[str, Any]) -> list[str]:
     if "rank" not in row:
         return [row["package"], model, *[""] * 8, undisturbed]
     exact = row["method"] == "dense"
-    rank = (
-        f"{row['rank']}, {row['counts']['0.001']}" if exact else f"{row['method']}: {row['rank']}"
-    )
+    rank = f"{row['rank']}, {row['counts']['0.001']}" if exact else _number(row["rank"])
     oracle = row["oracle"]
     if isinstance(oracle, dict):
         oracle = "equal" if row["agrees"] else f"**{oracle['machine']}, {oracle['1e-3']}**"
     bound = str(row.get("bound", "none"))
     if row.get("bound_is_theorem"):
         bound += " (theorem)"
-    parts = [str(row.get(f"rank_{part}", "none")) for part in ("outer", "functional")]
+    parts = [_number(row.get(f"rank_{part}")) for part in ("outer", "functional")]
     numbers = [f"{row['num_parameters']:,}", str(row["num_samples"])]
     batch = str(row.get("batch_bound", "none"))
     return [row["package"], model, *numbers, rank, oracle, *parts, bound, batch, undisturbed]
+
+
+def _number(rank: float | None) -> str:
+    """A rank, an estimate to its nearest whole number, or none."""
+    if rank is None or math.isnan(rank):
+        return "none" if rank is None else "not resolved"
+    return str(rank) if isinstance(rank, int) else f"about {rank:,.0f}"
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import lightning.pytorch
@@ -230,8 +231,11 @@ def eigenvalues(module: nn.Module, batches: list[Any], *, training: bool) -> np.
     """All eigenvalues of the Hessian of the mean of ``training_step`` over batches, in float64."""
     net: Any = module.double()
     net.log = net.log_dict = lambda *args, **kwargs: None
-    if getattr(net, "_trainer", None) is not None:
-        net._trainer.training = True  # done, it would have steps predict
+    # Done, it would have steps predict, and has lost its module; some packages take it away.
+    net._trainer = trainer = getattr(net, "_trainer", None)
+    if trainer is not None:
+        trainer.training = True
+        net._trainer = SimpleNamespace(state=trainer.state, global_step=0, current_epoch=0)
     override = type(net).on_validation_model_eval
     is_own = override is not pl.LightningModule.on_validation_model_eval
     if not training:
