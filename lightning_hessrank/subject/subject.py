@@ -86,7 +86,8 @@ class Subject(IsolatedModule):
             began = time.perf_counter()
             with undisturbed():
                 self.settle([partial(self._look, batch=batch) for batch in self.batches])
-            self.seconds = time.perf_counter() - began
+            if len(self._seen) == len(self.batches):  # of a step that fails, nothing is known
+                self.seconds = time.perf_counter() - began
             if self._protection is not None or options.get("training") is not False:
                 self._seen.clear()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -159,6 +160,23 @@ def test_a_mask_that_prunes_nothing_changes_no_parameters() -> None:
     monitor = HessianRankMonitor(on_error="raise")
     assert not [x for x in fit(Causal(), [monitor], epochs=3) if "has changed" in x]
     assert {x["num_parameters"] for x in monitor.history} == {48}
+
+
+class TrainsOnly(Linear):
+    """Slow, and made for training mode only."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        time.sleep(0.02)
+        if not self.training:
+            raise RuntimeError("no targets")
+        return super().training_step(batch, batch_idx)
+
+
+def test_a_slow_step_that_fails_in_evaluation_mode_says_what_helps() -> None:
+    monitor = HessianRankMonitor(max_seconds=1.0)
+    said = fit(TrainsOnly(), [monitor], epochs=1)
+    assert any("runs in training mode, but not in evaluation mode" in x for x in said)
+    assert any("module_mode='train'" in x for x in said)
 
 
 class Warms(Linear):

@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 PACKAGES = sorted(path.stem.removeprefix("run_") for path in HERE.glob("run_*.py"))
 COLUMNS = (
     *("package", "model", "p", "samples", "rank: machine, 1e-3", "oracle", "outer", "functional"),
-    *("linear bound", "batch bound", "undisturbed"),
+    *("linear bound", "batch bound", "s a measurement", "ms a step", "undisturbed"),
 )
 
 
@@ -56,7 +56,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
     model = row["model"] + "".join(f", `{k}={v}`" for k, v in row["options"].items())
     undisturbed = "yes" if row["undisturbed"] else f"**no**: {', '.join(row['different'])}"
     if "rank" not in row:
-        return [row["package"], model, *[""] * 8, undisturbed]
+        return [row["package"], model, *[""] * 10, undisturbed]
     exact = row["method"] == "dense"
     rank = f"{row['rank']}, {row['counts']['0.001']}" if exact else _number(row["rank"])
     oracle = row["oracle"]
@@ -68,7 +68,9 @@ def _cells(row: dict[str, Any]) -> list[str]:
     parts = [_number(row.get(f"rank_{part}")) for part in ("outer", "functional")]
     numbers = [f"{row['num_parameters']:,}", str(row["num_samples"])]
     batch = str(row.get("batch_bound", "none"))
-    return [row["package"], model, *numbers, rank, oracle, *parts, bound, batch, undisturbed]
+    times = [f"{row['seconds']:.1f}", f"{1000 * row['seconds_per_step']:.0f}"]
+    found = [rank, oracle, *parts, bound, batch, *times]
+    return [row["package"], model, *numbers, *found, undisturbed]
 
 
 def _number(rank: float | None) -> str:

@@ -18,6 +18,7 @@ import json
 import logging
 import re
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -143,8 +144,8 @@ def run(case: Case) -> dict[str, Any]:
     logging.getLogger("lightning_hessrank").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     monitor = HessianRankMonitor(every_n_epochs=10**9, progress_bar=False, **case.options)
-    plain = _state(case.train([]))
-    reference = Reference()
+    clock, reference = Clock(), Reference()
+    plain = _state(case.train([clock]))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         module = case.train([monitor, reference])
@@ -159,6 +160,7 @@ def run(case: Case) -> dict[str, Any]:
         "package": f"{case.package} {version(case.package)}",
         "model": case.name,
         "options": {name: str(value) for name, value in case.options.items()},
+        "seconds_per_step": round(clock.seconds / clock.steps, 4),
         "undisturbed": not different,
         "different": different[:5],
         "said": [text.removeprefix("HessianRankMonitor: ") for text in said],
@@ -214,6 +216,22 @@ def _held_to_an_oracle(
         "oracle": {"machine": machine, "1e-3": coarse},
         "agrees": machine == found["rank"] and coarse == found["counts"]["0.001"],
     }
+
+
+class Clock(Callback):
+    """Times the steps of training."""
+
+    began, seconds, steps = 0.0, 0.0, 0  # of the class: some packages train with copies
+
+    def __init__(self) -> None:
+        Clock.seconds, Clock.steps = 0.0, 0
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        Clock.began = time.perf_counter()
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        Clock.seconds += time.perf_counter() - Clock.began
+        Clock.steps += 1
 
 
 class Reference(Callback):
