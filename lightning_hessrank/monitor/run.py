@@ -285,7 +285,7 @@ class Run:
                     verify=not series.verified,
                     seed=settings.seed,
                     progress=progress,
-                    announce=partial(logger.info, "%s: %s", settings.name),
+                    announce=self._announce,
                 )
         except NonFiniteError as error:
             return _Findings(self._not_finite(error, place, live.rows.dim))
@@ -330,6 +330,11 @@ class Run:
             self.series.difference_rtol = ranks.total.rtol
         self.series.verified = True
 
+    def _announce(self, text: str) -> None:
+        """Log a line; the first process speaks for all."""
+        if self.processes.rank == 0:
+            logger.info("%s: %s", self._settings.name, text)
+
     def _layers(self, subject: Subject) -> dict[str, dict[str, slice]] | None:
         if self._settings.layers == "fine":
             return fine_pieces(subject.shadow, subject.parameters)
@@ -354,7 +359,7 @@ class Run:
                     verify=not series.verified or series.difference_rtol is not None,
                     seed=settings.seed,
                     progress=progress,
-                    announce=partial(logger.info, "%s: %s", settings.name),
+                    announce=self._announce,
                     plan=series.plan,
                     max_seconds=settings.max_seconds,
                     deadline=deadline,
@@ -363,11 +368,9 @@ class Run:
             return self._not_finite(error, place, subject.num_parameters)
         self._say_what_is_missing(ranks)
         if not series.verified and subject.has_initial_statistics():
-            logger.info(
-                "%s: batch norm is measured in evaluation mode, at step %d with the initial values "
-                "of its running statistics (module_mode='train' uses those of the batch)",
-                settings.name,
-                place.step,
+            self._announce(
+                f"batch norm is measured in evaluation mode, at step {place.step} with the initial "
+                "values of its running statistics (module_mode='train' uses those of the batch)"
             )
         self._settle(ranks)
         return ranks

@@ -151,7 +151,7 @@ def run(name: str, *arguments: str) -> str:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return done.stdout + done.stderr
 
 
 def test_a_sharded_transformer_is_measured_by_both_processes() -> None:
@@ -159,6 +159,7 @@ def test_a_sharded_transformer_is_measured_by_both_processes() -> None:
     for process in (0, 1):
         assert f"process {process} holds 2404 of 4808 parameters" in printed
     assert len(re.findall(r"eigenvalues beyond 0.1", printed)) == 2
+    assert printed.count("lanczos by differences of gradients") == 1  # the first process speaks
     assert len(scalars("sharded", "hessian-estimate/rank")) == 2
 
 
