@@ -1,9 +1,9 @@
 """What the default monitor tells of ten ordinary networks, and how long it takes.
 
-``python -m tests.benchmarks.ordinary [NAME …] [--steps 300] [--json FILE]`` trains each network in a
-process of its own with a plain ``HessianRankMonitor()``, which measures before the first step and
-after the last, and prints a Markdown table: wall seconds of both measurements (each has a budget
-of 60), peak memory of the process, and what the second one told.
+``python -m tests.benchmarks.ordinary [NAME …] [--steps 300] [--json FILE]`` trains each network in
+a process of its own with a plain ``HessianRankMonitor()``. It measures before the first step and
+after the last. Prints a Markdown table: wall seconds of both measurements (each has a budget of
+60), peak memory of the process, and what the second one told.
 """
 
 from __future__ import annotations
