@@ -406,6 +406,7 @@ def _plot(curves: dict[str, list[tuple[int, float]]], slopes: dict[str, float], 
 
 BENCHMARKS: dict[str, Callable[[int], object]] = {
     "mlp": lambda rounds: exact_rank(subjects.mlp, rounds),
+    "mlp-dense": lambda rounds: exact_rank(subjects.mlp_dense, rounds),
     "cnn": lambda rounds: exact_rank(subjects.cnn, rounds),
     "parts": three_parts,
     "sketch": sketch,

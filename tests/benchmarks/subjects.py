@@ -56,6 +56,14 @@ def mlp(widths: tuple[int, ...] = (64, 48, 32, 10), samples: int = 256) -> Subje
     return Subject(nn.Sequential(*layers).double(), nn.CrossEntropyLoss(), x, y)
 
 
+def mlp_dense() -> Subject:
+    """The same on Gaussian inputs: digits have pixels that are always dark."""
+    same = mlp()
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(same.x.shape, generator=generator, dtype=torch.float64)
+    return Subject(same.net, same.loss, x, same.y)
+
+
 def cnn(channels: tuple[int, int] = (8, 12), samples: int = 256, train: int = 0) -> Subject:
     """Two 3×3 convolutions and a head, on digits; ``train``: epochs on 1,500 of them."""
     torch.manual_seed(0)

@@ -24,7 +24,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import lightning.pytorch
@@ -253,7 +252,7 @@ def eigenvalues(module: nn.Module, batches: list[Any], *, training: bool) -> np.
     net._trainer = trainer = getattr(net, "_trainer", None)
     if trainer is not None:
         trainer.training = True
-        net._trainer = SimpleNamespace(state=trainer.state, global_step=0, current_epoch=0)
+        net._trainer = DoneTrainer(trainer)
     override = type(net).on_validation_model_eval
     is_own = override is not pl.LightningModule.on_validation_model_eval
     if not training:
@@ -283,6 +282,18 @@ def eigenvalues(module: nn.Module, batches: list[Any], *, training: bool) -> np.
     assert isinstance(matrix, Tensor)
     assert float((matrix - matrix.T).abs().max()) <= 1e-8 * float(matrix.abs().max())
     return np.linalg.eigvalsh(((matrix + matrix.T) / 2).numpy())
+
+
+class DoneTrainer:
+    """A trainer whose counters can be read when it is done."""
+
+    global_step = current_epoch = 0
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._trainer, name)
 
 
 class Double(TorchFunctionMode):
