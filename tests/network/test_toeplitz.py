@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -56,6 +56,7 @@ def test_the_matrix_gives_the_layers_output(case: tuple[nn.Module, tuple[int, ..
         expected = layer(x[None])[0]
     except RuntimeError:  # more padding cropped than there is output
         return
+    assume(expected.numel() * x.numel() <= 10**7)  # larger ones are not written down
     T = toeplitz_matrix(layer, size)
     z = (T @ x.flatten()).reshape(expected.shape)
     if layer.bias is not None:
