@@ -316,8 +316,9 @@ class Double(TorchFunctionMode):
 def _padding(net: nn.Module, parameter: nn.Parameter) -> Tensor:
     """Which entries are of an embedding's padding, whose gradient PyTorch leaves out."""
     mask = torch.zeros_like(parameter, dtype=torch.bool)
-    for part in net.modules():
-        if getattr(part, "weight", None) is parameter and isinstance(part, nn.Embedding):
+    users = [part for part in net.modules() if getattr(part, "weight", None) is parameter]
+    for part in users:
+        if isinstance(part, nn.Embedding) and len(users) == 1:  # tied ones have a gradient
             mask[[] if part.padding_idx is None else [part.padding_idx]] = True
     return mask
 
