@@ -354,8 +354,9 @@ def _reshape(call: Call) -> Any:
 def _general(call: Call) -> Any:
     """A call of which nothing is known: affine in its activations, or not."""
     in_place = writes(call.func)
-    affine = call.name in ops.LINEAR and not call.weights
-    affine |= in_place and _is_affine(call)  # before it changes what it is tried on
+    affine = (call.name in ops.LINEAR and not call.weights) or (
+        in_place and _is_affine(call)  # before it changes what it is tried on
+    )
     result = call.plain()
     if _is_constant(result):
         is_comparison = isinstance(result, Tensor) and result.dtype == torch.bool

@@ -62,8 +62,9 @@ class HeldValues(OrderedMode):
             return result
         with torch._C.DisableTorchFunction(), torch.no_grad():
             if writes(func):  # functions of lists (``_foreach_mul_``) need not return what changed
-                if _is_outside(args[0]):
-                    _copy_into(args[0], self._hold(args[0]))
+                written = args[0] if args else result
+                if _is_outside(written):
+                    _copy_into(written, self._hold(written))
                 return result
             if not _is_outside(result):
                 return result

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import platform
 import resource
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 
 from lightning_hessrank import BoundNotAvailableError, __version__, rank_bound
 from tests.benchmarks import records
+from tests.benchmarks.engine import machine
 
 NAMES = (
     *("resnet18", "resnet50", "vgg16", "mobilenet_v2", "efficientnet_b0", "densenet121"),
@@ -90,7 +90,8 @@ def main() -> None:
     print(records.markdown(table))
     if given.json:
         records.TABLES["image_bounds"] = [table]
-        records.write(given.json, f"{platform.processor()}; torch {torch.__version__}", __version__)
+        torch.set_num_threads(1)  # as those that were measured
+        records.write(given.json, machine(), __version__)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from torch.func import functional_call, hessian
 
 from lightning_hessrank.hessian import LossCurvature
 from lightning_hessrank.hessian.verify import DETACHED, PADDED, WrongProductError, check_product
+from lightning_hessrank.network.held import HeldValues
 from lightning_hessrank.subject.step import module_step
 from lightning_hessrank.subject.subject import Subject
 from tests.oracles import symmetric_rank
@@ -128,6 +129,18 @@ def test_what_is_written_from_parameters_is_held(write: Callable[..., Any]) -> N
     expected = hessian(fixed)(torch.cat([p.flatten() for p in named.values()]))
     found = LossCurvature(loss).operator().to_dense()
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+
+
+def test_what_is_written_by_keyword_alone_is_held() -> None:
+    weight = nn.Parameter(torch.tensor([-1.0, 2.0]))
+    held = HeldValues()
+    with held:
+        first = torch.relu_(input=weight.detach())
+    held.recording = False
+    with held, torch.no_grad():
+        weight.copy_(torch.tensor([3.0, 4.0]))
+        second = torch.relu_(input=weight.detach())
+    assert first.tolist() == second.tolist() == [0.0, 2.0]
 
 
 def test_prototypes_normalised_in_place_are_written_once() -> None:
