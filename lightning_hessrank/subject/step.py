@@ -17,7 +17,7 @@ from lightning_hessrank.subject.output import (
     choose_outputs,
     reaches,
 )
-from lightning_hessrank.subject.returns import ReturnRecorder, entangled, frontier
+from lightning_hessrank.subject.returns import Returned, ReturnRecorder, entangled, frontier
 from lightning_hessrank.subject.trainer_view import ManualOptimizationError
 
 LossFn = Callable[..., Any]
@@ -124,7 +124,13 @@ class _Step:
         loss, named = _loss_of(self._name, result)
         for x in modules.returned:
             recorder.keep(Place("module", x.call, x.number), x.tensor)
-        nearest = frontier(loss, modules.returned)
+        nearest: list[Returned] = []
+
+        def guess() -> tuple[RecognisedOutput, ...]:
+            nearest.extend(frontier(loss, modules.returned))
+            places = ((Place("module", x.call, x.number), x.tensor) for x in nearest)
+            return recorder.outputs_of(places)
+
         outputs = choose_outputs(
             loss,
             (
@@ -132,9 +138,7 @@ class _Step:
                 tuple(x for x in recorder.recognised if _is_output(x.tensor, loss)),
                 recorder.outputs_of(_places("returned", returned, loss)),
             ),
-            lambda: recorder.outputs_of(
-                (Place("module", x.call, x.number), x.tensor) for x in nearest
-            ),
+            guess,
         )
         guessed = is_guess(outputs)
         gated, self._gated = self._gated, entangled(nearest) if guessed else frozenset()
