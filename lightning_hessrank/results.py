@@ -553,6 +553,23 @@ class Measurement:
             return f"the batch bound {batch_bound.total}"
         return None
 
+    def _ranges(self) -> dict[float, tuple[float, float]]:
+        """What is known of each count, from the coarsest tolerance to the finest.
+
+        No count is below one at a coarser tolerance, nor above a bound that is a theorem.
+        """
+        theorems = [x.total for x in (self.bound, self.batch_bound) if x and x.is_theorem]
+        most = min([self.total.num_parameters, *theorems])
+        found: dict[float, tuple[float, float]] = {}
+        least = 0.0
+        for rtol in sorted(self.total.ranges, reverse=True):
+            low, high = self.total.interval_at(rtol)
+            if not math.isnan(low):
+                least = low = max(low, least)
+                high = max(low, min(high, most))
+            found[rtol] = low, high
+        return found
+
     def record(self) -> dict[str, Any]:
         """Return the plain dict kept in ``monitor.history``: builtin types only."""
         total, bound = self.total, self.bound
@@ -583,9 +600,8 @@ class Measurement:
             record["warnings"] = list(self.warnings)
         if total.std_error:
             record["rank_lower"], record["rank_upper"] = total.interval
-        ranges = {rtol: total.interval_at(rtol) for rtol in total.ranges}
-        if ranges:
-            record["ranges"] = ranges
+        if total.ranges:
+            record["ranges"] = self._ranges()
         for name, estimate in (("outer", self.outer), ("functional", self.functional)):
             if estimate is not None:
                 record[f"rank_{name}"] = estimate.rank

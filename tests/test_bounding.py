@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -19,9 +20,11 @@ from lightning_hessrank.bounding import (
     reference_batch_bound,
     reference_bound,
 )
+from lightning_hessrank.hessian import LossCurvature
 from lightning_hessrank.results import BoundNotAvailableError
 from lightning_hessrank.subject.step import model_step, module_step
 from lightning_hessrank.subject.subject import Subject
+from tests.oracles import symmetric_rank
 from tests.training import QUIET, loader, plain_module
 
 BOUNDS = [reference_bound, reference_batch_bound]
@@ -42,6 +45,37 @@ def test_a_bound_that_takes_too_long_is_given_up(find: Any) -> None:
         "gives it time (rank_bound and batch_bound have no limit)"
     )
     assert find(subject(net), max_seconds=3600).total == find(subject(net)).total
+
+
+class Scaled(nn.Module):
+    """Its outputs are multiplied by a learned number without a dimension: a temperature."""
+
+    def __init__(self, scale: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.body = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+        self.temperature, self.shift = nn.Parameter(torch.tensor(0.5)), nn.Parameter(torch.ones(3))
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale(self.body(x), self.temperature) + self.shift * self.temperature
+
+
+@pytest.mark.parametrize(
+    "scale",
+    [lambda y, t: y * t, lambda y, t: y * t.exp(), lambda y, t: F.softplus(t * y), lambda y, t: y],
+    ids=["times t", "times exp t", "inside an activation", "the shift alone"],
+)
+@pytest.mark.parametrize("loss", [F.mse_loss, F.cross_entropy])
+@pytest.mark.usefixtures("double_precision")
+def test_parameters_without_a_dimension_are_bounded(scale: Any, loss: Any) -> None:
+    torch.manual_seed(0)
+    targets = torch.randn(9, 3) if loss is F.mse_loss else torch.randint(0, 3, (9,))
+    found = Subject(Scaled(scale), [(torch.randn(9, 4), targets)], model_step(loss))
+    bound = reference_batch_bound(found)
+    hessian = LossCurvature(found.loss_function()).operator().to_dense()
+    assert symmetric_rank(hessian) <= bound.total <= bound.num_parameters
+    assert bound.is_theorem
 
 
 def test_where_only_a_theorem_helps_nothing_else_is_sought() -> None:

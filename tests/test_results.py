@@ -77,7 +77,14 @@ def test_what_is_known_of_each_count() -> None:
     )
     assert estimate.interval_at(1e-3) == (31.0, 100.0)
     record = Measurement(step=0, epoch=0, total=estimate).record()
-    assert record["ranges"] == {1e-2: estimate.interval, 1e-3: (31.0, 100.0)}
+    # no fewer eigenvalues are beyond a finer tolerance, and no more than a theorem allows
+    least = estimate.interval[0]
+    assert record["ranges"] == {1e-2: estimate.interval, 1e-3: (least, 100.0)}
+    for theorem, most in ((True, 90.0), (False, 100.0)):
+        bound = _bound(90, is_theorem=theorem)
+        for bounds in ({"bound": bound}, {"batch_bound": bound}):
+            record = Measurement(step=0, epoch=0, total=estimate, **bounds).record()
+            assert record["ranges"] == {1e-2: estimate.interval, 1e-3: (least, most)}
 
 
 def _estimate(rank: float, part: Any = "total", **facts: Any) -> RankEstimate:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from lightning_hessrank.bounds.cuts import null_space
-from lightning_hessrank.bounds.inputs import matrix_rank
+from lightning_hessrank.bounds.inputs import flatten, matrix_rank
 from lightning_hessrank.bounds.live import LiveBatch, Mixtures, gradients, output_slopes
 from lightning_hessrank.bounds.symmetries import Symmetries
 from lightning_hessrank.network.autograd import pull_back_somehow
@@ -104,6 +104,6 @@ class _Blocks:
         at, total = [self._parameters[n] for n in rows], torch.zeros(1, 1)
         for weight, slopes in zip(self._weights, self._slopes, strict=True):
             found = pull_back_somehow([slopes[n] for n in columns], at, units)
-            block = torch.cat([x.flatten(1) for x in found], dim=1)
+            block = flatten(found)
             total = total.to(block) + weight * block
         return total.to("cpu", torch.float64)

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from lightning_hessrank.bounds.inputs import flatten
 from lightning_hessrank.bounds.live import Mixtures, gradients
 from lightning_hessrank.network.autograd import graph_nodes, pull_back_somehow
 from lightning_hessrank.network.function import Network, layers_of
@@ -170,7 +171,7 @@ def _rows_seen(
 
 
 def _flat(pieces: list[Tensor]) -> Tensor:
-    return torch.cat([x.detach().flatten(1) for x in pieces], dim=1).to("cpu", torch.float64)
+    return flatten(pieces).detach().to("cpu", torch.float64)
 
 
 def _sizes(own: list[Tensor]) -> list[int]:

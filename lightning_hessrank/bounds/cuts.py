@@ -25,6 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_hessrank.bounds.inputs import flatten
 from lightning_hessrank.bounds.live import Mixtures, gradients
 from lightning_hessrank.network.autograd import pull_back_somehow
 from lightning_hessrank.network.function import Evaluation
@@ -169,7 +170,7 @@ class Equations:
     def coefficients(self, unknown: Unknown) -> Tensor:
         """``(k, size)``."""
         if unknown.kind == "free":
-            return self.at_free[str(unknown.where)].flatten(1)
+            return flatten([self.at_free[str(unknown.where)]])
         i = int(unknown.where)
         layer, is_output = self.run.uses[i].layer, unknown.kind in {"X", "Xd", "x"}
         seen = self.at_leaves[i] if is_output else self.cotangents[i]

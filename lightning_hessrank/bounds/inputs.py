@@ -145,8 +145,8 @@ def _mixture(like: Tensor, generator: torch.Generator, count: int, rank: int) ->
 
 
 def flatten(inputs: Sequence[Tensor]) -> Tensor:
-    """All features of each sample in one row."""
-    return torch.cat([x.flatten(1) for x in inputs], dim=1)
+    """All features of each sample in one row; of what has one feature (a scalar), that one."""
+    return torch.cat([x.reshape(len(x), -1) for x in inputs], dim=1)
 
 
 def unflatten(rows: Tensor, like: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from lightning_hessrank.bounds.columns import input_spans
 from lightning_hessrank.bounds.cuts import Solution, solve
-from lightning_hessrank.bounds.inputs import CLEAR_GAP
+from lightning_hessrank.bounds.inputs import CLEAR_GAP, flatten
 from lightning_hessrank.bounds.live import (
     LiveBatch,
     LiveUse,
@@ -232,13 +232,13 @@ class _Live:
                 rows.append((pushed[0] - pushed[0].mean(2, keepdim=True)) * curved[0])
             else:
                 rows += bend(slopes, batch.outputs, pushed)
-        return torch.cat([x.flatten(1) for x in rows], dim=1)
+        return flatten(rows)
 
     def _hessian(self, columns: list[Tensor]) -> Tensor:
         total = columns[0].new_zeros(len(columns[0]), sum(self._sizes))
         for batch, (*_, whole) in zip(self._batches, self._linearised, strict=True):
             rows = pull_back_somehow(whole, self._own, columns)
-            total.add_(torch.cat([x.flatten(1) for x in rows], dim=1), alpha=batch.weight)
+            total.add_(flatten(rows), alpha=batch.weight)
         return total
 
     def flat(self, parts: Mapping[str, Tensor], names: Sequence[str], count: int) -> Tensor:

@@ -158,6 +158,8 @@ def measure(
             f"there is no *.ckpt in {checkpoints} or below", param_hint="'--checkpoints'"
         )
     total = len(found) + len(failures)
+    if not found:  # what they would have held is not known
+        _report_failures(failures, of=total)
     own = _own(recorded_monitors(found), name)
     _check_data(own, data, max_samples)
     options = {
@@ -260,6 +262,11 @@ def _report(run: OfflineRun, failures: dict[Path, str], of: int) -> None:
     if run.history:
         typer.echo(history_table(run.history))
         typer.echo(f"\ntensorboard --logdir {run.folder}\n{run.table}")
+    _report_failures(failures, of)
+
+
+def _report_failures(failures: dict[Path, str], of: int) -> None:
+    """Print what could not be measured, each reason once, and end with exit code 1 if any was."""
     reasons: dict[str, list[Path]] = {}
     for path, reason in failures.items():
         reasons.setdefault(reason, []).append(path)

@@ -19,7 +19,8 @@ and method at every step of the run.
 | tag | meaning |
 |---|---|
 | `{name}/rank` | the exact count at the run's tolerance, as a rule machine precision |
-| `{name}/rank_outer`, `rank_functional` | ranks of the two parts whose sum is the Hessian: \
+| `{name}/rank_outer`, `rank_functional` | ranks of the two parts whose sum is the Hessian \
+(but for terms that pass by the outputs, as a weight penalty): \
 outer-product (generalised Gauss-Newton) and functional (the network's curvature times residuals) |
 | `{name}-tolerance/rank_1e-1` … `rank_1e-6` | counts at coarser tolerances: the large eigenvalues |
 | `{name}-estimate/rank`, `rank_lower`, `rank_upper` | a stochastic estimate and its 95 % \

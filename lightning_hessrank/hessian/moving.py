@@ -38,12 +38,23 @@ class Gradients:
         function: the loss; its parameters are moved, and put back.
         held_at: where what the step takes out of the graph has its values, wherever the gradient is
             asked for; ``None``: they follow the parameters.
+        padding_only: of these, hold only what embeddings look up for padding.
     """
 
-    def __init__(self, function: LossFunction, held_at: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        function: LossFunction,
+        held_at: Tensor | None = None,
+        *,
+        padding_only: bool = False,
+    ) -> None:
         self._terms = tuple(function.terms)
         self._parameters = tuple(function.parameters.values())
-        self._held = None if held_at is None else [HeldValues() for _ in self._terms]
+        self._held = (
+            None
+            if held_at is None
+            else [HeldValues(padding_only=padding_only) for _ in self._terms]
+        )
         if held_at is not None:
             self(held_at)
             for held in self._held or ():

@@ -96,8 +96,8 @@ def check_product(
     graph of one term at a time.
 
     What autograd holds fixed by definition is no error. Where the plain comparison fails, it is
-    made again without the entries that have no gradient (the row of ``padding_idx``), with what the
-    step detaches from the graph held at its value, and with both.
+    made again without the entries that have no gradient, with what an embedding looks up for its
+    ``padding_idx`` held at its value, and with all that the step detaches from the graph held.
 
     Args:
         function: the loss; its parameters are moved, and put back.
@@ -127,17 +127,25 @@ def check_product(
     free = vectors[0] * (gradient != 0)  # at a random point only what has none has a zero
     whole = _Tangent(there, gradient, vectors[0], products[:, 0])
     errors: list[float] = []
-    for held, detached in ((None, ()), (there, (DETACHED,))):
-        gradients = Gradients(function, held)
+    # A lookup of padding has no gradient, though its row may have one (tied to a decoder).
+    ways: tuple[tuple[Tensor | None, bool, tuple[str, ...]], ...] = (
+        (None, False, ()),
+        (there, True, (PADDED,)),
+        (there, False, (DETACHED,)),
+    )
+    for held, padding_only, holding in ways:
+        gradients = Gradients(function, held, padding_only=padding_only)
         error = _disagreement(gradients, whole)
+        errors.append(math.inf if error is None else error)
+        padded = len(errors) == len(ways) and errors[1] != errors[0]  # all is held, padding too
+        told = (PADDED, *holding) if padded else holding
         if error is None:
-            return detached
-        errors.append(error)
+            return told
         if not torch.equal(free, whole.direction):
             with moved(parameters, there):
                 product = _products(function, free.unsqueeze(1), max_bytes)[0][:, 0]
             if _disagreement(gradients, whole._replace(direction=free, product=product)) is None:
-                return (PADDED, *detached)
+                return (PADDED, *(x for x in told if x is not PADDED))
     rounding = _rounding(function, there, gradient)
     if _disagreement(Gradients(function), whole._replace(rounding=rounding)) is None:
         return ()

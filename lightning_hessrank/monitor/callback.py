@@ -120,7 +120,8 @@ class HessianRankMonitor(Callback):
             data). Where they apply also ``rank_lower``, ``rank_upper`` (95 % interval of an
             estimate), ``rank_outer``, ``rank_functional``, ``bound``, ``bound_outer``,
             ``bound_functional``, ``bound_is_theorem``, ``rank_over_bound``, ``batch_bound``,
-            ``batch_bound_outer``, ``batch_bound_functional``, ``flat_directions`` (explained, all),
+            ``batch_bound_outer``, ``batch_bound_functional``, ``flat_directions`` (explained by
+            symmetries, all that the outer part is flat along),
             ``measures`` (smooth companions of the rank), ``products``,
             ``ranges`` (relative tolerance -> 95 % interval of an estimate, or the range that the
             count certainly lies in), ``layers`` (name -> rank, num_parameters, bound),

@@ -137,10 +137,12 @@ def _package(frame: FrameType) -> str:
 
 
 def cause_of(error: Exception) -> str:
-    """Say what went wrong: the message of an error of this package, with its type any other's."""
+    """Say what went wrong: the message of an error of this package, or type and first line."""
     if is_ours(error):
         return str(error)
-    return f"{type(error).__name__.lstrip('_')}: {error}".removesuffix(": ")
+    first, *further = str(error).strip().splitlines() or [""]
+    text = f"{type(error).__name__.lstrip('_')}: {first}".removesuffix(": ")
+    return f"{text} …" if further else text
 
 
 def is_ours(error: Exception) -> bool:

@@ -42,12 +42,7 @@ class _Mapper:
         if isinstance(value, Tensor):
             return self._function(value)
         if isinstance(value, Mapping):
-            items = {k: self(v) for k, v in value.items()}
-            if type(value) is dict:
-                return items
-            copied = copy.copy(value)
-            copied.update(items)  # type: ignore[attr-defined]
-            return copied
+            return _with_items(value, {k: self(v) for k, v in value.items()})
         if isinstance(value, tuple) and hasattr(value, "_fields"):
             return type(value)(*map(self, value))
         if isinstance(value, (list, tuple)):
@@ -60,6 +55,18 @@ class _Mapper:
         for name, old in _attributes(value).items():
             object.__setattr__(copied, name, self(old))  # also where the class is frozen
         return copied
+
+
+def _with_items(mapping: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
+    """Return a copy of a mapping with other items under the same keys."""
+    if type(mapping) is dict:
+        return items
+    if not hasattr(type(mapping), "__setitem__"):  # what cannot be changed is made anew
+        return type(mapping)(items)  # type: ignore[call-arg]
+    copied: Any = copy.copy(mapping)
+    for key, item in items.items():  # one by one: ModelOutput of transformers forbids update
+        copied[key] = item
+    return copied
 
 
 def _attributes(value: Any) -> dict[str, Any]:
@@ -193,12 +200,7 @@ def _cut(batch: Any, full: int, kept: slice) -> Any:
     if isinstance(batch, Tensor):
         return _cut_tensor(batch, kept) if _is_per_sample(batch, full) else batch
     if isinstance(batch, Mapping):
-        items = {k: _cut(v, full, kept) for k, v in batch.items()}
-        if type(batch) is dict:
-            return items
-        copied = copy.copy(batch)
-        copied.update(items)  # type: ignore[attr-defined]
-        return copied
+        return _with_items(batch, {k: _cut(v, full, kept) for k, v in batch.items()})
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*(_cut(x, full, kept) for x in batch))
     if isinstance(batch, (list, tuple)):

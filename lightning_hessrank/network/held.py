@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -23,13 +24,18 @@ class HeldValues(OrderedMode):
     """Records what leaves the graph in one run, and plays it back in later ones.
 
     Each ``with`` is one run; :attr:`recording` says which kind. Runs that do not ask for the same
-    values as the recorded one compute their own.
+    values as the recorded one compute their own. An embedding's padding is such a value: its lookup
+    has no gradient, though its row may have one elsewhere (weights tied to a decoder's).
+
+    Args:
+        padding_only: leave everything else that leaves the graph to follow the parameters.
     """
 
     place: ClassVar[Place] = Place.HOLD
 
-    def __init__(self) -> None:
+    def __init__(self, *, padding_only: bool = False) -> None:
         super().__init__()
+        self._padding_only = padding_only
         self.recording = True
         self._values: list[Any] = []
         self._next = 0
@@ -48,6 +54,10 @@ class HeldValues(OrderedMode):
     def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run ``func``; hold its result if it is of the parameters, but outside the graph."""
         if _inside_custom_function():
+            return func(*args, **kwargs)
+        if func is F.embedding and (found := self._padded(*args, **kwargs)) is not None:
+            return found
+        if self._padding_only:
             return func(*args, **kwargs)
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         with torch._C.DisableTorchFunction():
@@ -72,6 +82,17 @@ class HeldValues(OrderedMode):
                 self._views[id(result)] = result, self._hold(result.clone())
                 return result
             return self._hold(result)
+
+    def _padded(
+        self, input: Tensor, weight: Tensor, padding_idx: int | None = None, *rest: Any, **more: Any
+    ) -> Tensor | None:
+        """Look up; the padding, whose gradient autograd leaves out, has its recorded value."""
+        if padding_idx is None or not weight.requires_grad:
+            return None
+        result = F.embedding(input, weight, padding_idx, *rest, **more)
+        with torch._C.DisableTorchFunction():
+            padding = input == padding_idx % len(weight)
+            return torch.where(padding.unsqueeze(-1), self._hold(result.detach()), result)
 
     def _hold(self, result: Any) -> Any:
         """Record a result, or return what was recorded in its place."""

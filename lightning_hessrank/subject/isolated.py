@@ -66,8 +66,10 @@ class IsolatedModule:
             self.shadow = shadow_copy(
                 module, dtype=dtype, device=self.device, trainer=trainer, beyond=live
             )
-        self.live = {id(p) for p in module.parameters()} - {id(p) for p in self.shadow.parameters()}
-        """Ids of the live module's own parameters."""
+        own = {id(p) for p in self.shadow.parameters()}
+        # held, so that no other tensor gets the id of one that is gone
+        self.live = {id(p): p for p in module.parameters() if id(p) not in own}
+        """The live module's own parameters by their ids."""
         self.modes = {part: part.training for part in self.shadow.modules()}
         """Which parts the live module has in training mode."""
         if training is not None:

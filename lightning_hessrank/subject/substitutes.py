@@ -56,8 +56,43 @@ def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
     return input.copy_(result) if inplace else result
 
 
+def _grouped_mm(
+    mat_a: Tensor,
+    mat_b: Tensor,
+    *,
+    offs: Tensor | None = None,
+    bias: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Products of groups (a mixture of experts) one by one; the kernel knows no float64.
+
+    Where an operand has two dimensions, groups are pieces of it that end at ``offs``.
+    """
+    if offs is None:
+        result = torch.bmm(mat_a, mat_b)
+    else:
+        ends: list[int] = offs.tolist()
+        groups = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+        if mat_a.ndim == mat_b.ndim:
+            result = torch.stack([mat_a[:, group] @ mat_b[group] for group in groups])
+        elif mat_a.ndim == 2:
+            rows = [mat_a[group] @ b for group, b in zip(groups, mat_b, strict=True)]
+            rest = mat_a.new_zeros(len(mat_a) - ends[-1], mat_b.shape[2])
+            result = torch.cat([*rows, rest])
+        else:
+            columns = [a @ mat_b[:, group] for a, group in zip(mat_a, groups, strict=True)]
+            rest = mat_b.new_zeros(mat_a.shape[1], mat_b.shape[1] - ends[-1])
+            result = torch.cat([*columns, rest], dim=1)
+    result = result if bias is None else result + bias
+    return result if out_dtype is None else result.to(out_dtype)
+
+
 _SUBSTITUTES: dict[Callable[..., Any], Callable[..., Any]] = {
     torch._weight_norm: _weight_norm,
     F.embedding: _embedding,
     F.hardsigmoid: _hardsigmoid,
 }
+for _home in (torch, F):  # where this version of PyTorch has it
+    for _name in ("_grouped_mm", "grouped_mm"):
+        if hasattr(_home, _name):
+            _SUBSTITUTES[getattr(_home, _name)] = _grouped_mm

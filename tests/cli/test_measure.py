@@ -338,6 +338,20 @@ def test_broken_files_are_reported_and_skipped(run: list[dict[str, Any]], hessra
     )
 
 
+def test_a_single_checkpoint_that_is_cut_off_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hessrank: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": {"weight": torch.zeros(99)}}, "whole")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "a.ckpt").write_bytes(Path("whole").read_bytes()[:300])
+    (tmp_path / "alone.py").write_text("from torch import nn\nNet = nn.Linear\n")
+    result = hessrank("measure", "alone.py:Net", "--checkpoints", "run")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("not measured: run/a.ckpt: it is no checkpoint, or cut off (")
+    assert not (tmp_path / "run" / "hessrank").exists()
+
+
 @pytest.mark.slow
 def test_two_runs_in_one_folder_are_told_apart(run: list[dict[str, Any]], hessrank: Any) -> None:
     first = Path("run/checkpoints/epoch=0-step=4.ckpt")

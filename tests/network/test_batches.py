@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict, UserDict, defaultdict
+from collections.abc import Callable
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -103,3 +106,33 @@ def test_batches_without_samples_are_refused(batch: Any, message: str) -> None:
     with pytest.raises(ValueError, match="reference batch") as caught:
         collect([batch], 5)
     assert str(caught.value) == message
+
+
+class Guarded(OrderedDict[str, Any]):
+    """Takes items, but forbids ``update`` (as the outputs of transformers do)."""
+
+    def update(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
+        raise TypeError("you cannot use update")
+
+
+def _guarded(items: dict[str, Any]) -> Guarded:
+    made = Guarded()
+    for key, value in items.items():
+        made[key] = value
+    return made
+
+
+@pytest.mark.parametrize(
+    "make",
+    [_guarded, UserDict, MappingProxyType, lambda x: defaultdict(list, x)],
+    ids=["without update", "UserDict", "read-only", "defaultdict"],
+)
+def test_mappings_of_any_kind_are_copied_and_cut(make: Callable[[Any], Any]) -> None:
+    batch = make({"x": torch.arange(6.0).reshape(3, 2), "names": "abc"})
+    copied, cut = clone_batch(batch), cut_batch(batch, 2)
+    assert type(copied) is type(cut) is type(batch)
+    assert list(copied) == list(cut) == ["x", "names"]
+    assert torch.equal(copied["x"], batch["x"])
+    assert copied["x"].data_ptr() != batch["x"].data_ptr()
+    assert torch.equal(cut["x"], batch["x"][:2])
+    assert batch["x"].shape == (3, 2)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, hessian
 
 from lightning_hessrank.hessian import LossCurvature
+from lightning_hessrank.hessian.differences import DifferenceCurvature
 from lightning_hessrank.hessian.verify import DETACHED, PADDED, WrongProductError, check_product
 from lightning_hessrank.network.held import HeldValues
 from lightning_hessrank.subject.step import module_step
@@ -189,6 +190,64 @@ def test_rows_without_a_gradient_are_held() -> None:
     expected[:3] = expected[:, :3] = 0
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-13)
     assert symmetric_rank(found) < symmetric_rank(whole)
+
+
+class Tied(nn.Module):
+    """A decoder with the weight of the embedding, whose padding has a gradient there alone."""
+
+    def __init__(self, padding_idx: int | None) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.words = nn.Embedding(7, 3, padding_idx=padding_idx)
+        with torch.no_grad():
+            self.words.weight[-2] = 0.3
+        self.body = nn.Sequential(nn.Linear(3, 3), nn.Tanh())
+
+    def decoded(self, looked_up: Tensor) -> Tensor:
+        return self.body(looked_up.mean(1)) @ self.words.weight.T
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.decoded(self.words(ids))
+
+
+class Detached(Tied):
+    """The same with a stop-gradient written out in the place of the padding."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        looked_up = self.words(ids)
+        padding = (ids == 5).unsqueeze(-1)
+        return self.decoded(torch.where(padding, looked_up.detach(), looked_up))
+
+
+@pytest.mark.usefixtures("double_precision")
+@pytest.mark.parametrize("padding_idx", [5, -2])
+def test_padding_of_a_tied_embedding_is_held_where_it_is_looked_up(padding_idx: int) -> None:
+    ids = torch.randint(0, 7, (20, 4))
+    assert bool((ids == 5).any())
+    batch = ids, torch.randint(0, 7, (20,))
+
+    def step(net: nn.Module, b: Any) -> Tensor:
+        return F.cross_entropy(net(b[0]), b[1])
+
+    def confident(net: nn.Module, b: Any) -> Tensor:
+        logits = net(b[0])
+        return F.cross_entropy(logits * logits.detach(), b[1])
+
+    tied = subject_of(Tied(padding_idx), step, batch)
+    assert check_product(tied.loss_function()) == (PADDED,)
+    assert check_product(subject_of(Tied(padding_idx), confident, batch).loss_function()) == (
+        *(PADDED, DETACHED),
+    )
+    assert check_product(subject_of(Tied(None), step, batch).loss_function()) == ()
+    assert check_product(subject_of(Tied(None), confident, batch).loss_function()) == (DETACHED,)
+    found = LossCurvature(tied.loss_function()).operator().to_dense()
+    expected = LossCurvature(subject_of(Detached(), step, batch).loss_function())
+    torch.testing.assert_close(found, expected.operator().to_dense(), rtol=1e-10, atol=1e-13)
+    differences = DifferenceCurvature(tied.loss_function()).operator().to_dense()
+    torch.testing.assert_close(differences, found, rtol=0, atol=1e-6 * float(found.abs().max()))
 
 
 class Lost(torch.autograd.Function):

@@ -35,7 +35,7 @@ def test_trainable_parameters_only_are_those_of_the_hessian() -> None:
     isolated = IsolatedModule(live)
     assert list(isolated.parameters) == ["0.bias", "1.weight", "1.bias"]
     assert isolated.num_parameters == 7
-    assert not isolated.live & {id(x) for x in isolated.parameters.values()}
+    assert not isolated.live.keys() & {id(x) for x in isolated.parameters.values()}
 
 
 def test_initial_statistics_are_noticed() -> None:

@@ -77,3 +77,27 @@ def test_a_network_with_hard_sigmoids_has_exact_products() -> None:
 class Written(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return (x + 3).clamp(0, 6) / 6
+
+
+@pytest.mark.skipif(not hasattr(F, "grouped_mm"), reason="this version of PyTorch has none")
+@pytest.mark.parametrize(
+    ("a", "b", "ends"),
+    [
+        ((12, 8), (3, 8, 4), [4, 4, 12]),  # rows in groups, one of them empty
+        ((3, 8, 8), (8, 12), [4, 8, 12]),  # columns in groups
+        ((4, 12), (12, 8), [4, 8, 12]),  # both, summed over
+        ((3, 8, 8), (3, 8, 4), None),
+    ],
+)
+def test_grouped_mm(a: tuple[int, ...], b: tuple[int, ...], ends: list[int] | None) -> None:
+    generator = torch.Generator().manual_seed(0)
+    one, two = (torch.randn(shape, generator=generator) for shape in (a, b))
+    offs = None if ends is None else torch.tensor(ends, dtype=torch.int32)
+
+    def product(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        with TwiceDifferentiable():
+            return F.grouped_mm(x, y, offs=offs)
+
+    torch.testing.assert_close(product(one, two), F.grouped_mm(one, two, offs=offs))
+    inputs = [x.double().requires_grad_() for x in (one, two)]
+    assert torch.autograd.gradgradcheck(product, inputs)

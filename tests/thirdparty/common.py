@@ -257,6 +257,9 @@ def eigenvalues(module: nn.Module, batches: list[Any], *, training: bool) -> np.
     is_own = override is not pl.LightningModule.on_validation_model_eval
     if not training:
         override(net) if is_own and "lightning" not in override.__module__ else net.eval()
+    for part in net.modules():
+        if hasattr(part, "set_experts_implementation"):  # the other ones know no float64
+            part.set_experts_implementation("eager")
     own = [p for p in net.parameters() if p.requires_grad]
     state = copy.deepcopy(net.state_dict())
     held = [_padding(net, p) for p in own]
