@@ -22,6 +22,7 @@ from lightning_hessrank.subject.isolation import undisturbed
 from lightning_hessrank.subject.output import RecognisedOutput
 from lightning_hessrank.subject.step import StepResult
 from lightning_hessrank.subject.subject import Subject
+from lightning_hessrank.text import in_short
 
 NO_FLOATING_INPUT = (
     "the network's output does not depend on floating-point inputs, so that its linear surrogate, "
@@ -223,8 +224,7 @@ def reference_bound(
         raise
     except Exception as error:  # the step is user code, here run in a way it was not written for
         raise BoundNotAvailableError(
-            "the step could not be traced without its activations "
-            f"({type(error).__name__}: {error})"
+            f"the step could not be traced without its activations ({in_short(error)})"
         ) from error
 
 

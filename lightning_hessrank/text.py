@@ -1,8 +1,9 @@
-"""Tables of text: one type, laid out for the console or as Markdown."""
+"""Tables of text, laid out for the console or as Markdown, and errors in a few words."""
 
 from __future__ import annotations
 
 import html
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -68,3 +69,9 @@ class Table:
         head = f"<thead>{line(self.columns, 'th')}</thead>" if self.columns else ""
         body = "".join(line(row, "td") for row in self.rows)
         return f"<table>{head}<tbody>{body}</tbody></table>"
+
+
+def in_short(error: BaseException) -> str:
+    """Type and message of an error that others raised, of which 200 characters are enough."""
+    message = textwrap.shorten(str(error), 200, placeholder=" …")
+    return f"{type(error).__name__.lstrip('_')}: {message}".removesuffix(": ")

@@ -12,7 +12,7 @@ from torch import nn
 
 from lightning_hessrank import rank_bound
 from lightning_hessrank.results import figure_of
-from lightning_hessrank.text import Table
+from lightning_hessrank.text import Table, in_short
 
 
 def test_words_stand_left_and_numbers_right() -> None:
@@ -68,3 +68,11 @@ def test_results_can_be_drawn_wherever_they_are_imported_and_nothing_is_loaded_f
         "assert not slow & set(sys.modules), slow & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_errors_of_others_are_told_in_short() -> None:
+    assert in_short(KeyError()) == "KeyError"
+    assert in_short(RuntimeError("one\n  line")) == "RuntimeError: one line"
+    long = in_short(RuntimeError("many words " * 50))
+    assert long.startswith("RuntimeError: many words many") and long.endswith(" …")
+    assert len(long) <= 220

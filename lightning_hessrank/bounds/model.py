@@ -18,6 +18,7 @@ from lightning_hessrank.network.function import Network, layer_name, layers_of
 from lightning_hessrank.network.losses import LossKind
 from lightning_hessrank.network.patience import OutOfTimeError
 from lightning_hessrank.results import BoundNotAvailableError
+from lightning_hessrank.text import in_short
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,7 +222,7 @@ def _first_run(
 def _not_run(samples: int, error: Exception) -> str:
     return (
         f"the network does not run on {samples} random samples, which its bound needs "
-        f"({type(error).__name__}: {error})"
+        f"({in_short(error)})"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -62,6 +63,8 @@ def announcement(loggers: Sequence[Any], address: str = ADDRESS) -> str:
         page = TensorBoardPage.of(logger)
         if page is not None:
             folder = logger.save_dir or page.writer.get_logdir()
+            if Path(folder).resolve() == Path.cwd():  # the default: TensorBoard would read it all
+                folder = logger.root_dir
             return (
                 "Rank of the loss Hessian on TensorBoard:\n"
                 f"  tensorboard --logdir {shlex.quote(folder)} --samples_per_plugin images=100\n"

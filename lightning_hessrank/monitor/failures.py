@@ -16,6 +16,7 @@ from lightning_hessrank.processes import ProcessFailedError, UnsupportedStrategy
 from lightning_hessrank.subject.comparison import EvaluationModeError
 from lightning_hessrank.subject.step import UnusableStepError
 from lightning_hessrank.subject.trainer_view import ManualOptimizationError
+from lightning_hessrank.text import in_short
 
 #: Errors that the next measurement would meet again.
 _FINAL = (
@@ -137,12 +138,10 @@ def _package(frame: FrameType) -> str:
 
 
 def cause_of(error: Exception) -> str:
-    """Say what went wrong: the message of an error of this package, or type and first line."""
+    """Say what went wrong: the message of an error of this package, or any other in short."""
     if is_ours(error):
         return str(error)
-    first, *further = str(error).strip().splitlines() or [""]
-    text = f"{type(error).__name__.lstrip('_')}: {first}".removesuffix(": ")
-    return f"{text} …" if further else text
+    return in_short(error)
 
 
 def is_ours(error: Exception) -> bool:

@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from lightning_hessrank.network.modes import OrderedMode, Place
 from lightning_hessrank.subject.isolation import undisturbed
 from lightning_hessrank.subject.subject import Subject
+from lightning_hessrank.text import in_short
 
 #: Relative difference of two losses from which on they are two functions' losses.
 _SAME = 1e-6
@@ -83,7 +84,7 @@ def losses_in_both_modes(subject: Subject) -> tuple[float, float]:
                 raise error from None
             raise EvaluationModeError(
                 "the step runs in training mode, but not in evaluation mode, in which it is "
-                f"measured ({type(error).__name__}: {error}); pass module_mode='train' to the "
+                f"measured ({in_short(error)}); pass module_mode='train' to the "
                 "monitor"
             ) from error
         try:

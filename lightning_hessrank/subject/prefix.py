@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_hessrank.subject.step import StepResult
+from lightning_hessrank.text import in_short
 
 #: Relative difference of outputs that rounding leaves; of lower precisions, in their eps.
 SAME, SAME_EPS = 1e-9, 100
@@ -33,7 +34,7 @@ def difference(
         try:
             found = evaluate(part)
         except Exception as error:  # whatever user code does on such a batch
-            return f"the step fails on a part of it ({type(error).__name__}: {error})"
+            return f"the step fails on a part of it ({in_short(error)})"
     if not expected.outputs or len(expected.outputs) != len(found.outputs):
         return "the network's output is not known, so that there is no telling what a part of it is"
     for one, few in zip(expected.outputs, found.outputs, strict=True):

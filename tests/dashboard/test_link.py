@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
+import pytest
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 from lightning_hessrank.dashboard import Dashboard, dashboard_url
@@ -21,6 +22,15 @@ def test_announcement_leads_to_the_run(tmp_path: Path) -> None:
     url = urlsplit(link.strip())
     assert (url.netloc, url.path, url.query) == ("localhost:6006", "/", "")
     assert url.fragment == "hessian"
+
+
+def test_of_the_working_directory_only_the_logs_are_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    _, command, _ = Dashboard(name="h").start([TensorBoardLogger(tmp_path)]).splitlines()
+    folder = tmp_path / "lightning_logs"
+    assert command == f"  tensorboard --logdir {folder} --samples_per_plugin images=100"
 
 
 def test_the_stock_cards_are_pinned_and_not_smoothed() -> None:
