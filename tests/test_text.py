@@ -74,5 +74,6 @@ def test_errors_of_others_are_told_in_short() -> None:
     assert in_short(KeyError()) == "KeyError"
     assert in_short(RuntimeError("one\n  line")) == "RuntimeError: one line"
     long = in_short(RuntimeError("many words " * 50))
-    assert long.startswith("RuntimeError: many words many") and long.endswith(" …")
+    assert long.startswith("RuntimeError: many words many")
+    assert long.endswith(" …")
     assert len(long) <= 220

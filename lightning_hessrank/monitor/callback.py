@@ -364,7 +364,7 @@ class HessianRankMonitor(Callback):
         if trainer.is_global_zero and self._run.series.history:
             with self._run.failures.handled("the report could not be handed on"):
                 self.dashboard.finish(trainer.loggers, self._report)
-        if self._announced:
+        if self._announced and self.history:
             logger.info("%s: see it at %s", self.settings.name, tab_url())
 
     def _sum_up(self, trainer: Any) -> None:
@@ -372,7 +372,8 @@ class HessianRankMonitor(Callback):
         self._run.failures.summarise()
         if not trainer.is_global_zero:
             return
-        logger.info("%s. %s", self._verdict(), where_to_look(trainer, self.state_key))
+        where = f". {where_to_look(trainer, self.state_key)}" if self.history else ""
+        logger.info("%s%s", self._verdict(), where)
 
     def _verdict(self) -> str:
         return verdict(

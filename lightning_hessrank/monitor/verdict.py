@@ -64,8 +64,11 @@ def _from_to(history: History) -> str:
 
 
 def _rank(record: Mapping[str, Any]) -> str:
-    text = f"{record['rank']:,.6g}" if isinstance(record["rank"], float) else f"{record['rank']:,}"
-    return f"{text} ± {record['std_error']:.2g}" if record.get("std_error") else text
+    rank, error = record["rank"], record.get("std_error")
+    if error and math.isfinite(error):  # two digits of it, and no more of the rank than it leaves
+        digits = max(0, 1 - math.floor(math.log10(error)))
+        return f"{rank:,.{digits}f} ± {error:,.{digits}f} (standard error)"
+    return f"{rank:,.6g}" if isinstance(rank, float) else f"{rank:,}"
 
 
 def _missing(skipped: int, failed: int) -> str:

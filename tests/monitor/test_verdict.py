@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_hessrank import HessianRankMonitor
+from lightning_hessrank import HessianRankMonitor, HessianRankWarning
 from lightning_hessrank.monitor.verdict import verdict, where_to_look
 from tests.training import QUIET, TRAINS, loader, plain_module
 
@@ -43,9 +45,50 @@ def test_what_is_missing_is_said_with_its_reason() -> None:
 
 def test_estimates_and_nan_can_be_told() -> None:
     estimated = {**RECORD, "rank": 9.25, "std_error": 0.5, "method": "lanczos", "rtol": 1e-3}
-    assert "rank 9.25 ± 0.5 → nan of 1,210" in verdict(
+    assert "rank 9.25 ± 0.50 (standard error) → nan of 1,210" in verdict(
         [estimated, {**RECORD, "rank": math.nan}], name="a"
     )
+
+
+@pytest.mark.parametrize(
+    ("rank", "error", "told"),
+    [(4249.64, 72.3, "4,250 ± 72"), (40.0, 2.25, "40.0 ± 2.2"), (7.0, 0.0123, "7.000 ± 0.012")],
+)
+def test_no_more_digits_than_the_error_leaves(rank: float, error: float, told: str) -> None:
+    record = {**RECORD, "rank": rank, "std_error": error}
+    assert f"rank {told} (standard error) of 1,210" in verdict([record], name="a")
+
+
+@pytest.mark.parametrize("error", [math.inf, math.nan])
+def test_an_error_that_is_not_known_is_not_told(error: float) -> None:
+    assert "rank 40 of" in verdict([{**RECORD, "rank": 40.0, "std_error": error}], name="a")
+
+
+def test_where_nothing_was_measured_nothing_is_pointed_at(caplog: pytest.LogCaptureFixture) -> None:
+    class Manual(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = torch.nn.Linear(2, 1)
+            self.automatic_optimization = False
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            self.net(batch[0])
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    monitor = HessianRankMonitor()
+    batches = DataLoader(TensorDataset(torch.randn(4, 2)), 2)
+    with caplog.at_level(logging.INFO, "lightning_hessrank"):
+        logging.getLogger("lightning_hessrank").addHandler(caplog.handler)
+        try:
+            with pytest.warns(HessianRankWarning, match="loss_fn"):
+                pl.Trainer(**QUIET, max_epochs=1, callbacks=[monitor]).fit(Manual(), batches)
+        finally:
+            logging.getLogger("lightning_hessrank").removeHandler(caplog.handler)
+    (last,) = {r.getMessage() for r in caplog.records if "no rank was measured" in r.getMessage()}
+    assert last.startswith("hessian: no rank was measured in this process")
+    assert "monitor.history" not in last
 
 
 def test_a_spawned_process_says_where_its_history_is() -> None:
