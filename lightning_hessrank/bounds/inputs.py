@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -146,7 +147,7 @@ def _mixture(like: Tensor, generator: torch.Generator, count: int, rank: int) ->
 
 def flatten(inputs: Sequence[Tensor]) -> Tensor:
     """All features of each sample in one row; of what has one feature (a scalar), that one."""
-    return torch.cat([x.reshape(len(x), -1) for x in inputs], dim=1)
+    return torch.cat([x.reshape(len(x), math.prod(x.shape[1:])) for x in inputs], dim=1)
 
 
 def unflatten(rows: Tensor, like: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -60,6 +60,11 @@ class Gradients:
             for held in self._held or ():
                 held.recording = False
 
+    @property
+    def holds(self) -> bool:
+        """Whether there is anything that is held."""
+        return any(held.holds for held in self._held or ())
+
     def __call__(self, where: Tensor) -> Tensor:
         """Gradient at ``where``, both of shape ``(num_parameters,)``."""
         total = torch.zeros_like(where)

@@ -127,20 +127,11 @@ def check_product(
     free = vectors[0] * (gradient != 0)  # at a random point only what has none has a zero
     whole = _Tangent(there, gradient, vectors[0], products[:, 0])
     errors: list[float] = []
-    # A lookup of padding has no gradient, though its row may have one (tied to a decoder).
-    ways: tuple[tuple[Tensor | None, bool, tuple[str, ...]], ...] = (
-        (None, False, ()),
-        (there, True, (PADDED,)),
-        (there, False, (DETACHED,)),
-    )
-    for held, padding_only, holding in ways:
-        gradients = Gradients(function, held, padding_only=padding_only)
+    for gradients, told in _holding(function, there):
         error = _disagreement(gradients, whole)
-        errors.append(math.inf if error is None else error)
-        padded = len(errors) == len(ways) and errors[1] != errors[0]  # all is held, padding too
-        told = (PADDED, *holding) if padded else holding
         if error is None:
             return told
+        errors.append(error)
         if not torch.equal(free, whole.direction):
             with moved(parameters, there):
                 product = _products(function, free.unsqueeze(1), max_bytes)[0][:, 0]
@@ -168,6 +159,19 @@ class _Tangent(NamedTuple):
         """What rounding leaves of a gradient."""
         eps = torch.finfo(self.gradient.dtype).eps
         return 100 * eps * float(self.gradient.norm()) + 10 * self.rounding
+
+
+def _holding(function: LossFunction, there: Tensor) -> Iterator[tuple[Gradients, tuple[str, ...]]]:
+    """Gradients with ever more of what autograd holds fixed, and what that is in words.
+
+    A lookup of padding has no gradient, though its row may have one (weights tied to a decoder).
+    """
+    yield Gradients(function), ()
+    padding = Gradients(function, there, padding_only=True)
+    padded = (PADDED,) if padding.holds else ()
+    if padded:
+        yield padding, padded
+    yield Gradients(function, there), (*padded, DETACHED)
 
 
 def _check_symmetry(

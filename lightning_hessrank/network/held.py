@@ -51,6 +51,11 @@ class HeldValues(OrderedMode):
         super().__enter__()
         return self
 
+    @property
+    def holds(self) -> bool:
+        """Whether the recorded run had anything to hold."""
+        return bool(self._values)
+
     def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run ``func``; hold its result if it is of the parameters, but outside the graph."""
         if _inside_custom_function():
